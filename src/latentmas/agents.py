@@ -1,0 +1,221 @@
+"""Who works on a question, and who hears whom.
+
+An `AgentGraph` is a checked directed acyclic graph with one sink, the agent that answers. It says nothing about what
+agents are told: that is a prompt set, unless an agent brings a prompt of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latentmas.errors import ConfigError
+
+CHAIN_ROLES: Final = ("planner", "critic", "refiner", "judger")
+"""The four agents of the paper, in the order in which they work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """One member of a team.
+
+    Attributes:
+        name: Unique in its team; memory slots and records carry it.
+        role: Which prompt of the prompt set it reads.
+        text_prompt: Its own prompt when agents exchange text; None takes the prompt set's.
+        latent_prompt: Its own prompt when agents exchange memory; None takes the prompt set's.
+        latent_steps: Its own number of thoughts; None takes that of the run.
+    """
+
+    name: str
+    role: str
+    text_prompt: str | None = None
+    latent_prompt: str | None = None
+    latent_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentGraph:
+    """A team: agents in an order in which they can work, and edges from speaker to hearer.
+
+    Raises:
+        ConfigError: Names are not unique, an edge names nobody, there is a cycle, or not exactly one sink.
+    """
+
+    agents: tuple[Agent, ...]
+    edges: frozenset[tuple[str, str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        names = [agent.name for agent in self.agents]
+        if not names:
+            raise ConfigError("a team needs at least one agent")
+        if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ConfigError(f"two agents are called {double[0]!r}; names must be unique in a team")
+        if nobody := sorted({name for edge in self.edges for name in edge} - set(names)):
+            raise ConfigError(f"an edge names {nobody[0]!r}, who is not in the team: {', '.join(names)}")
+        order = self._order(names)
+        sinks = [name for name in names if not any(speaker == name for speaker, _ in self.edges)]
+        if len(sinks) != 1:
+            raise ConfigError(f"{len(sinks)} agents have nobody to speak to ({', '.join(sinks)}); one must answer")
+        by_name = {agent.name: agent for agent in self.agents}
+        object.__setattr__(self, "agents", tuple(by_name[name] for name in order))
+
+    @property
+    def sink(self) -> Agent:
+        """The agent that writes the answer."""
+        return self.agents[-1]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether everyone hears exactly the one before."""
+        names = [agent.name for agent in self.agents]
+        return self.edges == frozenset(pairwise(names))
+
+    def heard_by(self, name: str) -> tuple[Agent, ...]:
+        """Return everyone whose words or memory reach this agent, directly or through others, in order."""
+        reached = {name}
+        for agent in reversed(self.agents):
+            if any((agent.name, hearer) in self.edges for hearer in reached):
+                reached.add(agent.name)
+        return tuple(agent for agent in self.agents if agent.name in reached - {name})
+
+    def _order(self, names: list[str]) -> list[str]:
+        """Sort topologically; agents that could go in any order keep the one they were given in."""
+        sorter = TopologicalSorter({name: {a for a, b in self.edges if b == name} for name in names})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            raise ConfigError(f"the team has a cycle: {' -> '.join(reversed(error.args[1]))}") from error
+        order: list[str] = []
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready(), key=names.index)
+            order += ready
+            sorter.done(*ready)
+        return order
+
+
+def chain(agents: Sequence[Agent] = ()) -> AgentGraph:
+    """Return a team in which everyone hears the one before; without agents the four of the paper."""
+    agents = agents or [Agent(name=role, role=role) for role in CHAIN_ROLES]
+    names = [agent.name for agent in agents]
+    return AgentGraph(tuple(agents), frozenset(pairwise(names)))
+
+
+class _AgentEntry(BaseModel):
+    """One agent as a team file describes it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    role: Annotated[str, Field(min_length=1)] | None = None
+    prompt: str | _Prompts | None = None
+    latent_steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class _Prompts(BaseModel):
+    """A prompt for each way of talking."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = None
+    latent: str | None = None
+
+
+class _TeamEntry(BaseModel):
+    """A team file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    description: str = ""
+    agents: Annotated[list[_AgentEntry], Field(min_length=1)]
+    edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+
+
+def load_team(path: Path | str) -> AgentGraph:
+    """Read a team from a YAML file; without ``edges`` it is a chain in the order of the file.
+
+    Raises:
+        ConfigError: The file cannot be read or describes no team. Names the line and the field.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"team file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"team file {str(path)!r} cannot be read: {error.strerror}") from error
+    return parse_team(text, str(path))
+
+
+def parse_team(text: str, source: str = "team") -> AgentGraph:
+    """Return the team that this YAML text describes. `source` names it in errors."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{line}: no valid YAML: {getattr(error, 'problem', error)}") from error
+    try:
+        entry = _TeamEntry.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = tuple(part for part in first["loc"] if isinstance(part, int) or part not in ("str", "_Prompts"))
+        raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {first['msg']}") from error
+    agents = []
+    for number, item in enumerate(entry.agents):
+        if item.role is None and item.prompt is None:
+            place = ("agents", number)
+            raise ConfigError(
+                f"{source}, line {_line(root, place)}, {_field(place)}: {item.name!r} has neither a role nor a prompt"
+            )
+        prompts = _Prompts(text=item.prompt, latent=item.prompt) if isinstance(item.prompt, str) else item.prompt
+        agents.append(
+            Agent(
+                name=item.name,
+                role=item.role or item.name,
+                text_prompt=prompts.text if prompts else None,
+                latent_prompt=prompts.latent if prompts else None,
+                latent_steps=item.latent_steps,
+            )
+        )
+    try:
+        if entry.edges is None:
+            return chain(agents)
+        return AgentGraph(tuple(agents), frozenset((speaker, hearer) for speaker, hearer in entry.edges))
+    except ConfigError as error:
+        place = ("agents",) if entry.edges is None else ("edges",)
+        raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {error}") from error
+
+
+def _line(root: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """Return the line, counted from 1, of the deepest node on the way to `place`."""
+    node = root
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            found = [value for key, value in node.value if key.value == part]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            found = node.value[part : part + 1]
+        else:
+            found = []
+        if not found:
+            # An unknown key is itself the place.
+            keys = [key for key, _ in node.value if key.value == part] if isinstance(node, yaml.MappingNode) else []
+            node = keys[0] if keys else node
+            break
+        node = found[0]
+    return node.start_mark.line + 1 if node is not None else 1
+
+
+def _field(place: Sequence[str | int]) -> str:
+    """Return a place as ``agents[1].name``."""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "top level"

@@ -1,0 +1,79 @@
+"""The error tree: everything the package raises on purpose.
+
+    LatentMASError
+    ├── ConfigError (ValueError)        an option, a file or a combination that cannot be run
+    │   ├── UnknownNameError            a name nothing answers to; says what is near
+    │   └── CapabilityError             the chosen model or backend cannot do it; says which can
+    ├── ProgramError (ValueError)       a program that breaks a rule of latent programs
+    ├── DataError (ValueError)          a row or target that cannot be read
+    ├── MemoryMismatchError (ValueError)  a memory that does not belong to this model or batch
+    ├── SampleError (RuntimeError)      one sample cannot go on; the others can
+    │   ├── ContextLimitError           prompt + thoughts + new tokens exceed the model's context
+    │   └── NumericalError              a thought or a logit is NaN or infinite
+    └── StoreError (RuntimeError)       the run folder cannot be read, locked or written
+
+To add one: derive from the nearest class, and put into the message what was given, what was expected and
+what to do next. The command line prints the message of any of them in one line and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class LatentMASError(Exception):
+    """Root of the tree. Catch it to catch everything the package raises on purpose."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(LatentMASError, ValueError):
+    """An option, a file or a combination of them cannot be run."""
+
+
+class UnknownNameError(ConfigError):
+    """Nothing of this kind answers to the name."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(names)}"
+        super().__init__(f"no {kind} is called {name!r}; {hint}")
+
+
+class CapabilityError(ConfigError):
+    """The chosen model or backend cannot do this."""
+
+
+class ProgramError(LatentMASError, ValueError):
+    """The steps do not form a program that can be run."""
+
+
+class DataError(LatentMASError, ValueError):
+    """A row, a target or a file of samples cannot be read. Never graded as wrong."""
+
+
+class MemoryMismatchError(LatentMASError, ValueError):
+    """A memory does not fit the model, the batch or the dtype it is used with."""
+
+
+class SampleError(LatentMASError, RuntimeError):
+    """One sample cannot go on. Its record holds the message; the other samples do not feel it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ContextLimitError(SampleError):
+    """Prompt, thoughts and new tokens together are longer than the model's context."""
+
+
+class NumericalError(SampleError):
+    """A thought or a logit is NaN or infinite."""
+
+
+class StoreError(LatentMASError, RuntimeError):
+    """The run folder cannot be read, locked or written."""
+
+    exit_code: ClassVar[int] = 1

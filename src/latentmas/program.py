@@ -1,0 +1,338 @@
+"""Latent programs: everything an agent system does to a model, as one sequence of few verbs.
+
+A `Program` is a frozen value. It is checked when it is built, and can be printed, hashed, compared and counted
+before anything runs. Nothing here knows a model, a tokenizer or a task.
+
+    Read(agent, tokens)       prefill tokens on top of what is in memory
+    Think(agent, steps)       append that many latent thoughts
+    Handover(agent, keep)     which of the agent's memory the next agent gets
+    Write(agent, ...)         decode text until end of text or `max_new_tokens`
+    Join(branches)            memories made independently, laid end to end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum, StrEnum
+
+from latentmas.errors import ProgramError
+
+DIGEST_VERSION = 1
+"""Goes into every digest; raised when the meaning of a step changes."""
+
+
+class SlotKind(IntEnum):
+    """What a slot of the memory was made from."""
+
+    PROMPT = 0
+    THOUGHT = 1
+    TEXT = 2
+
+
+class ThoughtSource(StrEnum):
+    """Where the input embedding of a thought comes from."""
+
+    OWN = "own"
+    """The aligned hidden state of the position before it (LatentMAS, section 3.1)."""
+    NOISE = "noise"
+    """A normal vector of the same norm: the control that keeps everything but the content."""
+
+
+class Positions(StrEnum):
+    """Positions of the slots that are left after a hand-over dropped some."""
+
+    TRUE = "true"
+    """Every kept slot stays where it was; the next token follows the largest true position."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepSpec:
+    """Which slots a hand-over passes on: a filter by name, with its parameters, so that programs hash.
+
+    Attributes:
+        name: ``full``, ``thoughts`` (of all agents so far), ``last_agent`` (all slots of the sender), or a filter.
+        parameters: Name and value of each parameter of the filter, sorted by name.
+    """
+
+    name: str = "full"
+    parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in self.parameters)
+        return f"{self.name}({arguments})" if arguments else self.name
+
+
+KEEP_ALL = KeepSpec()
+STRUCTURAL_FILTERS = frozenset({"full", "thoughts", "last_agent"})
+"""Filters that depend on the agent and kind of a slot only; every backend with a memory can do them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy, and then `top_p`, `top_k` and the seed are ignored.
+        top_p: Smallest set of most likely tokens whose probability reaches this, in (0, 1]; 1 is off.
+        top_k: At most that many of the most likely tokens; 0 is off.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ProgramError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ProgramError(f"top_p is {self.top_p}; expected a number in (0, 1], where 1 is off")
+        if self.top_k < 0:
+            raise ProgramError(f"top_k is {self.top_k}; expected 0 (off) or a positive number")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Prefill `tokens` on top of what is in memory.
+
+    Attributes:
+        text: The text the tokens came from, for people and records; two Reads are equal without it.
+    """
+
+    agent: str
+    tokens: tuple[int, ...]
+    text: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ProgramError(f"agent {self.agent!r} reads no token; every Read needs at least one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Think:
+    """Append `steps` latent thoughts; 0 is nothing, and memory stays as it is."""
+
+    agent: str
+    steps: int
+    source: ThoughtSource = ThoughtSource.OWN
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ProgramError(f"agent {self.agent!r} thinks {self.steps} steps; expected 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """Stands between any two agents, also when everything is kept. `agent` is the one who hands over."""
+
+    agent: str
+    keep: KeepSpec = KEEP_ALL
+    positions: Positions = Positions.TRUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Decode text until an end-of-text token or `max_new_tokens`. No end-of-text token stays in memory."""
+
+    agent: str
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ProgramError(f"agent {self.agent!r} writes {self.max_new_tokens} tokens; expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Run `branches` on empty memories and lay the results end to end, in this order."""
+
+    branches: tuple[Program, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.branches) < 2:
+            raise ProgramError(f"a Join of {len(self.branches)} branch joins nothing; expected at least 2")
+
+
+Step = Read | Think | Handover | Write | Join
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """What a program costs, known before it runs.
+
+    Attributes:
+        prompt_tokens: Tokens prefilled.
+        thoughts: Latent thoughts.
+        max_written_tokens: Upper bound of the tokens written.
+        max_slots: Upper bound of slots in memory at any time.
+        positions: Upper bound of the context used: one past the largest position any step can reach.
+    """
+
+    prompt_tokens: int
+    thoughts: int
+    max_written_tokens: int
+    max_slots: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A checked sequence of steps.
+
+    Raises:
+        ProgramError: A Think or Write has no hidden state to start from (at the start, or straight after a Join),
+            a Join is not the first step, a Join's branch writes, or a Handover has nothing to hand over.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ProgramError("a program needs at least one step")
+        has_memory = has_hidden_state = False
+        for number, step in enumerate(self.steps, start=1):
+            match step:
+                case Read():
+                    has_memory = has_hidden_state = True
+                case Think() | Write() if not has_hidden_state:
+                    raise ProgramError(
+                        f"step {number}: {step.agent!r} has no hidden state to start from; a Read must come first"
+                    )
+                case Handover() if not has_memory:
+                    raise ProgramError(f"step {number}: {step.agent!r} has no memory to hand over yet")
+                case Join():
+                    if has_memory:
+                        raise ProgramError(f"step {number}: a Join starts from empty memory and must come first")
+                    has_memory, has_hidden_state = True, False
+                case _:
+                    pass
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Names in the order of their first step."""
+        return tuple(dict.fromkeys(_agents(self)))
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits: the same for equal programs, on every machine and in every version of Python."""
+        document = {"version": DIGEST_VERSION, "steps": [_plain(step) for step in self.steps]}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def count(self) -> Count:
+        """Count tokens, thoughts, slots and positions without running anything.
+
+        A filter that is not structural is counted as keeping everything, so slots are an upper bound.
+        """
+        prompt = thoughts = written = position = peak = 0
+        slots: dict[tuple[str, SlotKind], int] = {}
+
+        def grow(agent: str, kind: SlotKind, amount: int) -> None:
+            nonlocal position, peak
+            slots[agent, kind] = slots.get((agent, kind), 0) + amount
+            position += amount
+            peak = max(peak, sum(slots.values()))
+
+        for step in self.steps:
+            match step:
+                case Read():
+                    prompt += len(step.tokens)
+                    grow(step.agent, SlotKind.PROMPT, len(step.tokens))
+                case Think():
+                    thoughts += step.steps
+                    grow(step.agent, SlotKind.THOUGHT, step.steps)
+                case Write():
+                    written += step.max_new_tokens
+                    grow(step.agent, SlotKind.TEXT, step.max_new_tokens)
+                case Handover(keep=KeepSpec(name="thoughts")):
+                    slots = {key: amount for key, amount in slots.items() if key[1] is SlotKind.THOUGHT}
+                case Handover(keep=KeepSpec(name="last_agent")):
+                    slots = {key: amount for key, amount in slots.items() if key[0] == step.agent}
+                case Join():
+                    for branch in step.branches:
+                        inner = branch.count()
+                        prompt += inner.prompt_tokens
+                        thoughts += inner.thoughts
+                        written += inner.max_written_tokens
+                        grow(branch.agents[-1], SlotKind.PROMPT, inner.max_slots)
+                        position += inner.positions - inner.max_slots
+                case Handover():
+                    pass
+        return Count(
+            prompt_tokens=prompt,
+            thoughts=thoughts,
+            max_written_tokens=written,
+            max_slots=peak,
+            positions=position,
+        )
+
+    def describe(self) -> str:
+        """Return the program for a person: one line per step, after a line with its digest and counts."""
+        count = self.count()
+        head = (
+            f"program {self.digest[:12]}: {count.prompt_tokens} prompt tokens, {count.thoughts} thoughts, "
+            f"at most {count.max_written_tokens} written tokens, at most {count.max_slots} slots"
+        )
+        return "\n".join([head, *_lines(self, indent="  ")])
+
+    __str__ = describe
+
+
+def _agents(program: Program) -> Iterator[str]:
+    for step in program:
+        if isinstance(step, Join):
+            for branch in step.branches:
+                yield from _agents(branch)
+        else:
+            yield step.agent
+
+
+def _plain(step: Step) -> dict[str, object]:
+    if isinstance(step, Join):
+        return {"verb": "Join", "branches": [[_plain(inner) for inner in branch] for branch in step.branches]}
+    fields = asdict(step)
+    fields.pop("text", None)
+    return {"verb": type(step).__name__, **fields}
+
+
+def _lines(program: Program, indent: str) -> Iterator[str]:
+    width = max((len(name) for name in program.agents), default=0)
+    for number, step in enumerate(program, start=1):
+        match step:
+            case Read():
+                detail = f"{len(step.tokens)} tokens{_excerpt(step.text)}"
+            case Think():
+                detail = f"{step.steps} thoughts" + (" of noise" if step.source is ThoughtSource.NOISE else "")
+            case Handover():
+                detail = f"keep {step.keep}, positions {step.positions.value}"
+            case Write():
+                sampling = step.sampling
+                how = "greedy" if sampling.greedy else f"temperature {sampling.temperature}, top-p {sampling.top_p}"
+                if sampling.top_k and not sampling.greedy:
+                    how += f", top-k {sampling.top_k}"
+                detail = f"at most {step.max_new_tokens} tokens, {how}"
+            case Join():
+                yield f"{indent}{number:2} Join of {len(step.branches)} branches"
+                for branch in step.branches:
+                    yield from _lines(branch, indent + "     | ")
+                continue
+        yield f"{indent}{number:2} {type(step).__name__:<8} {step.agent:<{width}}  {detail}"
+
+
+def _excerpt(text: str, limit: int = 60) -> str:
+    if not text:
+        return ""
+    flat = " ".join(text.split())
+    return f"  {flat if len(flat) <= limit else flat[: limit - 3] + '...'!s}"

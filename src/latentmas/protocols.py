@@ -1,0 +1,220 @@
+"""The seams: what a backend, a method, a task and a scorer are to the rest of the package.
+
+Nothing here does anything. An implementation is a final class in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from latentmas.errors import SampleError
+from latentmas.program import Count, Program
+from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
+
+
+class Capability(StrEnum):
+    """What a backend can do beyond Read, Think, Write and structural hand-overs."""
+
+    MEMORY = "memory"
+    """Hand-overs, and thoughts in memory."""
+    NOISE = "noise"
+    JOIN = "join"
+    HANDOVER_FILTER = "handover_filter"
+    TEMPERATURE = "temperature"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as the model reads it: the rendered text and its token ids."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Codec(Protocol):
+    """Chats to tokens and back; needs no weights."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
+        """Render a chat that ends where the model's reply begins."""
+        ...
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of plain text, without any special token."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of written tokens, without special tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAccount:
+    """What one step of a program did for one sample.
+
+    Attributes:
+        verb: ``Read``, ``Think``, ``Handover``, ``Write`` or ``Join``.
+        slots: Real slots in memory after the step.
+        memory_bytes: Bytes of their keys and values.
+        text: The text of a Write; empty otherwise.
+        written: The token ids of a Write, without end of text; empty otherwise.
+        forward_passes: Times the decoder ran for the sample in this step.
+        seconds: The sample's share of the batch's time; two accounts are equal without it.
+    """
+
+    verb: str
+    agent: str
+    prompt_tokens: int = 0
+    thoughts: int = 0
+    written: tuple[int, ...] = ()
+    text: str = ""
+    slots: int = 0
+    memory_bytes: int = 0
+    forward_passes: int = 0
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One program to run.
+
+    Attributes:
+        key: Names the job among those in flight; the outcome carries it back.
+        seed: The only source of randomness of the job (DESIGN law 2).
+    """
+
+    key: str
+    program: Program
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A program that ran to its end.
+
+    Attributes:
+        text: What the last Write wrote; empty where the program has none.
+        finish_reason: Why it ended; None where the program has no Write.
+        steps: One account per step, in the order of the program.
+    """
+
+    key: str
+    text: str
+    finish_reason: FinishReason | None
+    steps: tuple[StepAccount, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """A job that cannot go on. The others do not feel it."""
+
+    key: str
+    error: SampleError
+
+
+Outcome = Completion | JobError
+
+
+class Backend(Protocol):
+    """Runs programs. Keeps the laws of a backend, which ``tests/contracts`` checks."""
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+    @property
+    def capacity(self) -> int:
+        """Jobs worth keeping in flight."""
+        ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+    def submit(self, job: Job) -> None:
+        """Take a job. What this backend can never do is refused here, by name.
+
+        Raises:
+            CapabilityError: No job of this kind can run here.
+        """
+        ...
+
+    def collect(self) -> list[Outcome]:
+        """Return finished jobs; block until there is at least one. Empty only when nothing is in flight."""
+        ...
+
+    def environment(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return what a manifest must know: model fingerprint, device, dtype, attention, library versions."""
+        ...
+
+
+class Method(Protocol):
+    """How one question is answered. One generator per sample: yields programs, gets completions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Role of each agent, by name."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[Capability]: ...
+
+    def solve(self, sample: Sample) -> Generator[Program, Completion, Answer]: ...
+
+    def count(self, sample: Sample) -> Count:
+        """Return what a sample costs at most, before anything runs."""
+        ...
+
+    def donor_of(self, sample: Sample) -> str | None:
+        """Return the id of the sample whose memory `sample` is given by a control arm; None without one."""
+        ...
+
+
+class Scorer(Protocol):
+    """Grades a text. A pure function; never raises on any text."""
+
+    def __call__(self, text: str, target: str, finish_reason: FinishReason) -> Score: ...
+
+
+Row = Mapping[str, object]
+
+
+class Task(Protocol):
+    """A benchmark: rows to samples, and how answers are graded."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def answer_kind(self) -> AnswerKind: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Option names and the values this task recommends."""
+        ...
+
+    @property
+    def scorer(self) -> Scorer: ...
+
+    def rows(self, split: str) -> Iterable[Row]:
+        """Return the rows of the published data set (or of a generator)."""
+        ...
+
+    def sample(self, row: Row, index: int) -> Sample:
+        """Turn a row into a sample.
+
+        Raises:
+            DataError: A column is missing or its value cannot be read. Names the column.
+        """
+        ...
