@@ -1,0 +1,183 @@
+"""HFBackend: jobs in, outcomes out, on any causal language model of transformers with rotary positions."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Final, final
+
+import torch
+
+from latentmas.alignment import Alignment
+from latentmas.backends.hf.chat import ChatCodec
+from latentmas.backends.hf.load import LoadedModel
+from latentmas.backends.hf.rollout import Rollout, Row, shape
+from latentmas.errors import CapabilityError, ContextLimitError, ProgramError, SampleError
+from latentmas.program import STRUCTURAL_FILTERS, Handover, Join, Program, Write
+from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES: Final = frozenset({Capability.MEMORY, Capability.NOISE, Capability.TEMPERATURE})
+
+
+@final
+class HFBackend:
+    """Runs programs in batches of one shape. Keeps the laws of DESIGN section 2.
+
+    Args:
+        alignment: How hidden states become thoughts.
+        batch_size: Rows of a batch; halved for good, with a warning, when memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        codec: ChatCodec,
+        alignment: Alignment,
+        *,
+        batch_size: int = 20,
+        model_id: str = "",
+    ) -> None:
+        self.model = model
+        self.alignment = alignment
+        self.batch_size = batch_size
+        self._codec = codec
+        self._model_id = model_id
+        self._pending: deque[Job] = deque()
+        self._refused: list[Outcome] = []
+
+    @property
+    def model_id(self) -> str:
+        return self._model_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return CAPABILITIES
+
+    @property
+    def capacity(self) -> int:
+        return self.batch_size
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
+
+    def submit(self, job: Job) -> None:
+        """Take a job; one that is too long for the model's context comes back from `collect` as an error."""
+        for step in job.program:
+            if isinstance(step, Join):
+                raise CapabilityError("the transformers backend cannot Join memories yet; use --topology chain")
+            if isinstance(step, Handover) and step.keep.name not in STRUCTURAL_FILTERS:
+                raise CapabilityError(
+                    f"the transformers backend has no filter {step.keep.name!r} yet; "
+                    f"choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}"
+                )
+        needed, context = job.program.count().positions, self.model.context
+        if context is not None and needed > context:
+            error = ContextLimitError(
+                f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
+                "lower --max_new_tokens or --latent_steps"
+            )
+            self._refused.append(JobError(key=job.key, error=error))
+        else:
+            self._pending.append(job)
+
+    def collect(self) -> list[Outcome]:
+        """Run the oldest jobs of one shape as a batch; return their outcomes in the order of submission."""
+        outcomes, self._refused = self._refused, []
+        if outcomes or not self._pending:
+            return outcomes
+        wanted = shape(self._pending[0].program)
+        batch: list[Job] = []
+        rest: deque[Job] = deque()
+        while self._pending:
+            job = self._pending.popleft()
+            fits = len(batch) < self.batch_size and shape(job.program) == wanted
+            (batch if fits else rest).append(job)
+        self._pending = rest
+        return self._run_batch(batch)
+
+    def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
+        """Run programs and return their completions in order; the first error is raised."""
+        seeds = seeds or range(len(programs))
+        if len(seeds) != len(programs):
+            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        for number, (program, seed) in enumerate(zip(programs, seeds, strict=True)):
+            self.submit(Job(key=str(number), program=program, seed=seed))
+        done: dict[str, Completion] = {}
+        while len(done) < len(programs):
+            for outcome in self.collect():
+                if isinstance(outcome, JobError):
+                    raise outcome.error
+                done[outcome.key] = outcome
+        return [replace(done[str(number)], key="") for number in range(len(programs))]
+
+    def environment(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return what a manifest needs to repeat a run."""
+        device = self.model.device
+        return {
+            "backend": "transformers",
+            "model_fingerprint": self.model.fingerprint,
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.attention,
+            "alignment": type(self.alignment).__name__,
+            "context": self.model.context,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
+        }
+
+    def _run_batch(self, batch: Sequence[Job]) -> list[Outcome]:
+        """Run a batch; when memory runs out, run its halves instead, and stay at that size."""
+        rows = [Row(program=job.program, seed=job.seed) for job in batch]
+        shortage = None
+        try:
+            Rollout(self.model, self.alignment, rows).run()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            shortage = str(error).splitlines()[0]
+        # Outside the except block, where the traceback would keep the tensors of the failed batch alive.
+        if shortage is not None:
+            _free()
+            if len(batch) == 1:
+                error_of_one = SampleError(f"out of memory with a single sample in the batch: {shortage}")
+                return [JobError(key=batch[0].key, error=error_of_one)]
+            half = (len(batch) + 1) // 2
+            self.batch_size = min(self.batch_size, half)
+            logger.warning("out of memory with %d samples in a batch; going on with %d", len(batch), half)
+            return [*self._run_batch(batch[:half]), *self._run_batch(batch[half:])]
+        return [self._outcome(job, row) for job, row in zip(batch, rows, strict=True)]
+
+    def _outcome(self, job: Job, row: Row) -> Outcome:
+        if row.error is not None:
+            return JobError(key=job.key, error=row.error)
+        accounts = tuple(
+            replace(account, text=self._codec.decode(account.written)) if account.written else account
+            for account in row.accounts
+        )
+        writes = [account for account, step in zip(accounts, job.program, strict=True) if isinstance(step, Write)]
+        return Completion(
+            key=job.key,
+            text=writes[-1].text if writes else "",
+            finish_reason=row.finish_reason,
+            steps=accounts,
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; the CPU allocator raises a RuntimeError with this sentence."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

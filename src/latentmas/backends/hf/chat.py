@@ -1,0 +1,95 @@
+"""Chats to tokens and back, with any chat template, a template without a system role, or none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from jinja2 import TemplateError
+
+from latentmas.errors import ConfigError
+from latentmas.protocols import Encoded, Message
+
+THINK_TAG: Final = "<think>"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCodec:
+    """Renders chats with the tokenizer's own template.
+
+    Attributes:
+        tokenizer: A transformers tokenizer.
+        enable_thinking: Given to the template; None leaves the template its own default.
+        think: Start every reply with ``<think>``, unless the template already did.
+    """
+
+    tokenizer: Any
+    enable_thinking: bool | None = None
+    think: bool = False
+    _system_role: dict[str, bool] = field(default_factory=dict, repr=False)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
+        """Render a chat that ends where the reply begins.
+
+        A system message is put before the first user message where the template has no system role.
+        """
+        if not self.tokenizer.chat_template:
+            text = _plain(messages)
+            ids = self.tokenizer(self._opened(text)).input_ids  # with the special tokens the model expects first
+            return Encoded(self._opened(text), tuple(ids))
+        if not self._takes_system():
+            messages = _without_system(messages)
+        text = self._opened(self._render(messages))
+        return Encoded(text, self.encode_text(text))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _opened(self, text: str) -> str:
+        if not self.think or text.rstrip().endswith(THINK_TAG):
+            return text
+        return f"{text}{THINK_TAG}\n"
+
+    def _takes_system(self) -> bool:
+        """Whether the template shows a system message; some raise, some drop it without a word."""
+        if "known" not in self._system_role:
+            probe = "8c1f-system-probe"
+            try:
+                shown = probe in self._render([Message("system", probe), Message("user", "hello")])
+            except ConfigError:
+                shown = False
+            self._system_role["known"] = shown
+        return self._system_role["known"]
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        options = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
+            )
+        except TemplateError as error:
+            raise ConfigError(f"the model's chat template refuses this chat: {error}") from error
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """Put system text before the first user message."""
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    if system and rest:
+        rest[0] = Message(rest[0].role, f"{system}\n\n{rest[0].content}")
+    return rest
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    """A chat for models that were never taught one."""
+    names = {"user": "Question", "assistant": "Answer"}
+    turns = [
+        message.content if message.role == "system" else f"{names[message.role]}: {message.content}"
+        for message in messages
+    ]
+    return "\n\n".join([*turns, "Answer:"])

@@ -1,0 +1,301 @@
+"""From a name to a model that is known to be right: names, configuration, weights, and what is refused.
+
+Checks come in the order of their price: the name, then the configuration (no weights), then the weights, and at
+last one small forward pass that compares the backend's way of running this architecture with the model's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from latentmas.alignment import EmbeddingSpace
+from latentmas.errors import CapabilityError, ConfigError
+from latentmas.memory import Rope
+
+ATTENTIONS: Final = ("auto", "sdpa", "eager")
+DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
+PLAIN_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})
+"""RoPE types whose frequencies do not depend on length, so that keys can be rotated."""
+
+_SAMPLED_ELEMENTS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded; the names are those of the command line."""
+
+    model_name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    attn_implementation: str = "auto"
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attn_implementation not in ATTENTIONS:
+            raise CapabilityError(
+                f"attention {self.attn_implementation!r} takes no mask per row, which exact batches need; "
+                f"choose from: {', '.join(ATTENTIONS)}"
+            )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; choose from: {', '.join(DTYPES)}")
+
+    def resolved_device(self) -> torch.device:
+        """Return the device; `auto` is CUDA, else MPS, else the CPU."""
+        if self.device == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"device is {self.device!r}; expected auto, cpu, cuda, cuda:0 ... or mps") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device here; use --device auto")
+        return device
+
+    def resolved_dtype(self, config: Any) -> torch.dtype:
+        """Return the dtype; `auto` is float32 on the CPU and the checkpoint's own elsewhere."""
+        if self.dtype != "auto":
+            dtype = getattr(torch, self.dtype)
+        elif self.resolved_device().type == "cpu":
+            dtype = torch.float32
+        else:
+            dtype = config.dtype or torch.bfloat16
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and what the rollout needs to know of it.
+
+    Attributes:
+        causal: The transformers model, in eval mode.
+        windows: Sliding window of each attention type; one entry ``None`` for models with a single mask.
+        context: Positions the model was made for; None where its configuration does not say.
+        stop_tokens: Every end-of-text id of the generation configuration, the configuration and the tokenizer.
+        rope: How keys are rotated; None where this model's keys cannot be.
+        fingerprint: 64 hexadecimal digits over configuration and weights; dtype and device do not change it.
+    """
+
+    causal: Any
+    windows: dict[str | None, int | None]
+    context: int | None
+    stop_tokens: frozenset[int]
+    rope: Rope | None
+    fingerprint: str
+    attention: str
+
+    @property
+    def decoder(self) -> Any:
+        return self.causal.get_decoder()
+
+    @property
+    def layers(self) -> int:
+        return int(self.causal.config.get_text_config().num_hidden_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.causal.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids and thoughts enter."""
+        return self.causal.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return ``[B, V]`` logits of ``[B, E]`` hidden states, with the scaling some architectures add."""
+        config = self.causal.config.get_text_config()
+        head = self.causal.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.device))
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def space(self) -> EmbeddingSpace:
+        """Return what alignments need to know."""
+        embedding, head = self.causal.get_input_embeddings(), self.causal.get_output_embeddings()
+        return EmbeddingSpace(
+            embed=lambda ids: embedding(ids.to(embedding.weight.device)).detach(),
+            head=head.weight.detach(),
+            logits=self.logits,
+            vocabulary=embedding.weight.shape[0],
+            tied=head.weight.data_ptr() == embedding.weight.data_ptr(),
+            compute=torch.float64 if self.dtype == torch.float64 else torch.float32,
+        )
+
+
+def check_name(model_name: str) -> None:
+    """Check a model name without importing anything heavy.
+
+    Raises:
+        ConfigError: A local path without a model in it, or a name that can be neither a path nor a hub id.
+    """
+    path = Path(model_name)
+    looks_local = model_name.startswith((".", "/", "~")) or model_name.count("/") > 1 or path.exists()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"model folder {model_name!r} has no config.json; expected a transformers model folder")
+    elif looks_local or not model_name or model_name.count("/") != 1:
+        raise ConfigError(
+            f"there is no model folder {model_name!r}; give a local folder, a hub id such as Qwen/Qwen3-4B, "
+            "or 'tiny' for the embedded model"
+        )
+
+
+def load_config(options: LoadOptions) -> Any:
+    """Return the checked transformers configuration; reads no weights.
+
+    Raises:
+        ConfigError: There is no such model.
+        CapabilityError: This architecture cannot be run exactly; says why.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_name(options.model_name)
+    try:
+        config = AutoConfig.from_pretrained(
+            options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unreachable(options.model_name, error)) from error
+    text = config.get_text_config()
+    kind = text.model_type
+    known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in getattr(
+        config, "auto_map", {}
+    )
+    if config.is_encoder_decoder or not known:
+        raise CapabilityError(f"{kind} is no causal language model of transformers; use a decoder-only model")
+    types = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if other := types - {"full_attention", "sliding_attention"}:
+        raise CapabilityError(
+            f"{kind} has layers of type {', '.join(sorted(other))}, which keep no keys and values per position; "
+            "use a model with attention in every layer"
+        )
+    if getattr(text, "rope_parameters", None) is None:
+        raise CapabilityError(f"{kind} has no rotary position embedding; use a model with RoPE")
+    if getattr(text, "attn_logit_softcapping", None) is not None and options.attn_implementation == "sdpa":
+        raise CapabilityError(f"{kind} caps its attention scores, which sdpa cannot; use --attn_implementation eager")
+    return config
+
+
+def load_tokenizer(options: LoadOptions) -> Any:
+    """Return the tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    check_name(options.model_name)
+    try:
+        return AutoTokenizer.from_pretrained(
+            options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unreachable(options.model_name, error)) from error
+
+
+def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
+    """Load the weights and check that the backend runs this architecture exactly as the model itself does.
+
+    Raises:
+        CapabilityError: It does not.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(options)
+    device, dtype = options.resolved_device(), options.resolved_dtype(config)
+    text = config.get_text_config()
+    attention = options.attn_implementation
+    if attention == "auto":
+        attention = "eager" if getattr(text, "attn_logit_softcapping", None) is not None else "sdpa"
+    try:
+        causal: Any = AutoModelForCausalLM.from_pretrained(
+            options.model_name,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=options.device_map,
+            trust_remote_code=options.trust_remote_code,
+            revision=options.revision,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(_unreachable(options.model_name, error)) from error
+    causal.eval().requires_grad_(False)
+    if options.device_map is None:
+        causal.to(device)
+    return describe_model(causal, tokenizer, attention)
+
+
+def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:
+    """Return a `LoadedModel` for a transformers model that is already in memory."""
+    text = causal.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    types = getattr(text, "layer_types", None) or []
+    windows: dict[str | None, int | None] = {None: None if "full_attention" in types else window}
+    if "sliding_attention" in types:
+        windows = {"full_attention": None, "sliding_attention": window}
+    return LoadedModel(
+        causal=causal,
+        windows=windows,
+        context=getattr(text, "max_position_embeddings", None),
+        stop_tokens=frozenset(
+            _ids(
+                causal.generation_config.eos_token_id,
+                text.eos_token_id,
+                tokenizer.eos_token_id if tokenizer is not None else None,
+            )
+        ),
+        rope=_rope(causal),
+        fingerprint=fingerprint(causal),
+        attention=attention,
+    )
+
+
+def fingerprint(causal: Any) -> str:
+    """Return 64 hexadecimal digits over the shape of the model and a fixed sample of every weight."""
+    config = causal.config.get_text_config().to_dict()
+    for volatile in ("dtype", "_name_or_path", "transformers_version", "use_cache", "_attn_implementation"):
+        config.pop(volatile, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(causal.named_parameters(), key=lambda pair: pair[0]):
+        flat = weight.detach().flatten()
+        stride = max(1, flat.numel() // _SAMPLED_ELEMENTS)
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        # Through bfloat16, so that a checkpoint has one fingerprint in whatever dtype it is loaded.
+        digest.update(flat[::stride].bfloat16().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _rope(causal: Any) -> Rope | None:
+    text = causal.config.get_text_config()
+    parameters = text.rope_parameters
+    frequencies = getattr(getattr(causal.get_decoder(), "rotary_emb", None), "inv_freq", None)
+    kinds = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
+    if kinds not in PLAIN_ROPES or not isinstance(frequencies, Tensor):
+        return None
+    return Rope(frequencies.detach().float().clone())
+
+
+def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:
+    for group in groups:
+        if isinstance(group, int):
+            yield group
+        elif group is not None:
+            yield from group
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"the model {name!r} cannot be loaded: {first}"

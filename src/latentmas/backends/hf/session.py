@@ -1,0 +1,150 @@
+"""Session: the verbs of a program, one call at a time, on one memory.
+
+What a session has done is itself a program, so the same rules are checked and the same accounts are kept.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import final
+
+import torch
+
+from latentmas.alignment import Alignment
+from latentmas.backends.hf.backend import HFBackend
+from latentmas.backends.hf.load import LoadedModel
+from latentmas.backends.hf.rollout import Rollout, Row
+from latentmas.errors import CapabilityError, ContextLimitError
+from latentmas.memory import LatentMemory
+from latentmas.program import (
+    KEEP_ALL,
+    STRUCTURAL_FILTERS,
+    Handover,
+    KeepSpec,
+    Program,
+    Read,
+    Sampling,
+    Step,
+    Think,
+    ThoughtSource,
+    Write,
+)
+from latentmas.protocols import Codec, Message, StepAccount
+
+
+@final
+class Session:
+    """One conversation of agents with a model, under your own control.
+
+    Args:
+        backend: Whose model thinks; the session leaves its jobs alone.
+        seed: Fixes sampling and noise.
+        memory: To go on from, one row; None starts empty. Without a Read there is nothing to think from yet.
+    """
+
+    def __init__(self, backend: HFBackend, *, seed: int = 0, memory: LatentMemory | None = None) -> None:
+        self._model: LoadedModel = backend.model
+        self._alignment: Alignment = backend.alignment
+        self._codec: Codec = backend.codec
+        self._steps: tuple[Step, ...] = ()
+        self._row = Row(program=None, seed=seed)
+        self._rollout = Rollout(self._model, self._alignment, [self._row], memory)
+
+    @classmethod
+    def load(cls, backend: HFBackend, path: Path | str, *, seed: int = 0) -> Session:
+        """Go on from a memory file.
+
+        Raises:
+            MemoryMismatchError: The file is no memory of this model.
+        """
+        memory = LatentMemory.load(path, backend.model.fingerprint, backend.model.device)
+        return cls(backend, seed=seed, memory=memory)
+
+    @property
+    def program(self) -> Program:
+        """What the session has done so far."""
+        return Program(self._steps)
+
+    @property
+    def memory(self) -> LatentMemory:
+        """The memory as it is, one row."""
+        return self._rollout.memory
+
+    @property
+    def accounts(self) -> tuple[StepAccount, ...]:
+        """One account per step so far."""
+        return tuple(self._row.accounts)
+
+    def read(self, agent: str, text: str) -> Session:
+        """Let an agent read a user message, as a chat that ends where its reply begins."""
+        encoded = self._codec.encode_chat([Message("user", text)])
+        return self._do(Read(agent=agent, tokens=encoded.tokens, text=encoded.text))
+
+    def think(self, agent: str, steps: int, source: ThoughtSource = ThoughtSource.OWN) -> Session:
+        """Append latent thoughts.
+
+        Raises:
+            NumericalError: A thought is not finite.
+        """
+        return self._do(Think(agent=agent, steps=steps, source=source))
+
+    def hand_over(self, agent: str, keep: KeepSpec = KEEP_ALL) -> Session:
+        """Drop the slots that the next agent does not get."""
+        if keep.name not in STRUCTURAL_FILTERS:
+            raise CapabilityError(f"no filter {keep.name!r} yet; choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}")
+        return self._do(Handover(agent=agent, keep=keep))
+
+    def write(self, agent: str, max_new_tokens: int = 512, sampling: Sampling | None = None) -> str:
+        """Decode and return text; what was written stays in memory, without its end of text."""
+        self._do(Write(agent=agent, max_new_tokens=max_new_tokens, sampling=sampling or Sampling()))
+        return self._codec.decode(self._row.accounts[-1].written)
+
+    def fork(self, seed: int | None = None) -> Session:
+        """Return an independent session that starts where this one is."""
+        other = copy(self)
+        other._row = copy(self._row)
+        other._row.accounts = list(self._row.accounts)
+        if seed is not None:
+            other._row.seed = seed
+        other._rollout = Rollout(self._model, self._alignment, [other._row], self.memory.clone())
+        other._rollout.hidden = self._rollout.hidden
+        return other
+
+    def save(self, path: Path | str) -> None:
+        """Write the memory to a safetensors file that only this model reads back."""
+        self.memory.save(path, self._model.fingerprint)
+
+    @torch.inference_mode()
+    def _do(self, step: Step) -> Session:
+        """Run one more step.
+
+        Raises:
+            ProgramError: The step may not come here.
+            ContextLimitError: The memory would be longer than the model's context.
+        """
+        if self._row.error is not None:
+            raise self._row.error
+        program = Program((*self._steps, step))
+        needed = int(self.memory.next_position.max()) + _positions(step)
+        if self._model.context is not None and needed > self._model.context:
+            raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
+        self._row.program = program
+        self._rollout.step(len(self._steps), last=False)
+        if self._row.error is not None:
+            raise self._row.error
+        self._steps = program.steps
+        return self
+
+
+def _positions(step: Step) -> int:
+    """Return how many positions a step takes at most."""
+    match step:
+        case Read():
+            return len(step.tokens)
+        case Think():
+            return step.steps
+        case Write():
+            return step.max_new_tokens
+        case _:
+            return 0
