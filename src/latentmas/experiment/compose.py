@@ -1,0 +1,291 @@
+"""Names become objects here, and nowhere else.
+
+`check` does everything that needs no weights and refuses what cannot work; `Plan.open` loads the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from latentmas import agents, prompts, rows, tasks, tiny
+from latentmas.agents import AgentGraph
+from latentmas.backends.scripted import ByteCodec, ScriptedBackend
+from latentmas.errors import CapabilityError, ConfigError, UnknownNameError
+from latentmas.experiment.config import RunConfig
+from latentmas.methods.compile import HandoverAt, Recipe
+from latentmas.methods.controls import Control
+from latentmas.program import KeepSpec, Program, Sampling
+from latentmas.prompts import PromptSet
+from latentmas.protocols import Backend, Codec, Method, Scorer, Task
+from latentmas.row_files import read_rows
+from latentmas.samples import AnswerKind, Sample
+
+if TYPE_CHECKING:
+    from latentmas.backends.hf.load import LoadOptions
+
+EMBEDDED: Final = "tiny"
+"""Model name of the model that ships with the package."""
+SCRIPTED: Final = "scripted"
+"""Model name of the backend without a model, for trying things out."""
+METHODS: Final = ("baseline", "text_mas", "latent_mas")
+SMALL_MODEL: Final = 512
+"""Hidden size below which a CPU model runs on one thread: starting a second one costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What the runner needs."""
+
+    backend: Backend
+    method: Method
+    scorer: Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run in which every name, file and combination was found good; no weights are loaded yet.
+
+    Attributes:
+        config: With all defaults filled in.
+    """
+
+    config: RunConfig
+    task: Task
+    samples: tuple[Sample, ...]
+    graph: AgentGraph
+    prompts: PromptSet
+    method: Method
+    codec: Codec
+    data_digest: str
+
+    @property
+    def prompt_digest(self) -> str:
+        """Digest of everything agents are told: the prompt set and the team."""
+        material = f"{self.prompts.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
+        return hashlib.sha256(material.encode()).hexdigest()
+
+    def first_program(self) -> Program:
+        """Return the first program of the first sample."""
+        return next(self.method.solve(self.samples[0]))
+
+    def counts(self) -> str:
+        """Return for a person what the whole run costs at most."""
+        counts = [self.method.count(sample) for sample in self.samples]
+        lines = (
+            ("samples", len(self.samples)),
+            ("prompt tokens, at most", sum(count.prompt_tokens for count in counts)),
+            ("thoughts", sum(count.thoughts for count in counts)),
+            ("written tokens, at most", sum(count.max_written_tokens for count in counts)),
+            ("slots of one sample, at most", max(count.max_slots for count in counts)),
+            ("context of one sample, at most", max(count.positions for count in counts)),
+        )
+        return "\n".join(f"{name:<32}{value:>14,}" for name, value in lines)
+
+    def open(self) -> Experiment:
+        """Load the weights.
+
+        Raises:
+            ConfigError: They cannot be loaded.
+            CapabilityError: The model cannot be run exactly, or the backend lacks what the method needs.
+        """
+        backend = open_backend(self.config, self.codec)
+        if missing := self.method.needs - backend.capabilities:
+            raise CapabilityError(
+                f"{self.method.name} needs {', '.join(sorted(missing))}, which this backend cannot do"
+            )
+        return Experiment(backend=backend, method=self.method, scorer=self.task.scorer)
+
+
+def check(config: RunConfig) -> Plan:
+    """Check a run as far as that is possible without weights, the cheapest things first.
+
+    Raises:
+        LatentMASError: The first thing that is wrong.
+    """
+    if config.method not in METHODS:
+        raise UnknownNameError("method", config.method, METHODS)
+    task = find_task(config.task)
+    config = config.with_defaults(task.defaults, model_defaults(config.model_name))
+    prompt_set = prompts.load_prompts(config.prompt)
+    graph = agents.load_team(config.team) if config.team else agents.chain()
+    _check_model_name(config.model_name)
+    found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
+    samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
+    codec = open_codec(config)
+    method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
+    return Plan(
+        config=config,
+        task=task,
+        samples=samples,
+        graph=graph,
+        prompts=prompt_set,
+        method=method,
+        codec=codec,
+        data_digest=rows.data_digest(samples),
+    )
+
+
+def build_method(
+    config: RunConfig,
+    graph: AgentGraph,
+    prompt_set: PromptSet,
+    codec: Codec,
+    *,
+    kind: AnswerKind,
+    samples: Sequence[Sample] = (),
+) -> Method:
+    """Return the method of a run.
+
+    Raises:
+        ConfigError: It cannot work with this team, hand-over or control arm.
+    """
+    recipe = Recipe(
+        graph=graph,
+        prompts=prompt_set,
+        codec=codec,
+        kind=kind,
+        max_new_tokens=config.max_new_tokens,
+        sampling=Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
+        latent_steps=config.latent_steps,
+        keep=KeepSpec(name=config.handover),
+        handover_at=HandoverAt(config.handover_at),
+    )
+    arm = Control(config.control)
+    if config.method == "latent_mas":
+        from latentmas.methods import latent_mas
+
+        return latent_mas.build(recipe, arm=arm, samples=samples, seed=config.seed)
+    if arm is not Control.NONE:
+        raise ConfigError(f"--control {arm} changes handed-over memory, and {config.method} hands over none")
+    if config.method == "text_mas":
+        from latentmas.methods import text_mas
+
+        return text_mas.build(
+            recipe,
+            context_characters=config.text_mas_context_length,
+            context_tokens=config.text_mas_context_tokens,
+        )
+    from latentmas.methods import baseline
+
+    return baseline.build(recipe)
+
+
+def find_task(name: str) -> Task:
+    """Return the task of this name: a file in `tasks` or `tiny.tasks`, or an entry point ``latentmas.tasks``."""
+    import latentmas.tiny.tasks as tiny_tasks
+
+    modules = _modules(tasks, tiny_tasks)
+    outside = {entry.name: entry for entry in entry_points(group="latentmas.tasks")}
+    if name in modules:
+        task: Task = importlib.import_module(modules[name]).build()
+    elif name in outside:
+        task = outside[name].load()()
+    else:
+        raise UnknownNameError("task", name, [*modules, *outside])
+    return task
+
+
+def model_defaults(model_name: str) -> Mapping[str, object]:
+    """Return what a local model folder recommends in its ``latentmas.json``; nothing where it has none."""
+    path = Path(_location(model_name)) / "latentmas.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; expected an object of options and values")
+    return content
+
+
+def open_codec(config: RunConfig) -> Codec:
+    """Return the tokenizer side of a model, and check its configuration; loads no weights."""
+    if config.model_name == SCRIPTED:
+        return ByteCodec()
+    from latentmas.backends.hf.chat import ChatCodec
+    from latentmas.backends.hf.load import load_config, load_tokenizer
+
+    options = _load_options(config)
+    load_config(options)
+    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
+
+
+def open_backend(config: RunConfig, codec: Codec) -> Backend:
+    """Load the weights and return a backend that is known to run this model exactly."""
+    if config.model_name == SCRIPTED:
+        return ScriptedBackend(capacity=config.generate_bs)
+    import torch
+
+    from latentmas.alignment import AlignmentKind, build_alignment
+    from latentmas.backends.hf.backend import HFBackend
+    from latentmas.backends.hf.chat import ChatCodec
+    from latentmas.backends.hf.load import load_model
+    from latentmas.backends.hf.verify import verified
+
+    assert isinstance(codec, ChatCodec)
+    model = load_model(_load_options(config), codec.tokenizer)
+    if model.device.type == "cpu" and model.causal.config.get_text_config().hidden_size < SMALL_MODEL:
+        torch.set_num_threads(1)
+    model = verified(model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    alignment = build_alignment(
+        AlignmentKind(config.alignment_name),
+        model.space(),
+        soft_temperature=config.soft_temperature,
+        cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
+    )
+    return HFBackend(model, codec, alignment, batch_size=config.generate_bs, model_id=config.model_name)
+
+
+def _load_options(config: RunConfig) -> LoadOptions:
+    from latentmas.backends.hf.load import LoadOptions
+
+    return LoadOptions(
+        model_name=_location(config.model_name),
+        dtype=config.dtype,
+        device=config.device,
+        device_map=config.device_map,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+    )
+
+
+def _location(model_name: str) -> str:
+    """Return where transformers finds a model: the name itself, but for the embedded one."""
+    return str(tiny.model_folder()) if model_name == EMBEDDED else model_name
+
+
+def _check_model_name(model_name: str) -> None:
+    """Refuse what is neither a folder nor a hub id, without importing torch."""
+    path = Path(model_name)
+    if model_name in (EMBEDDED, SCRIPTED) or (path / "config.json").is_file():
+        return
+    if path.exists():
+        raise ConfigError(f"{model_name!r} has no config.json; expected a transformers model folder")
+    owner, slash, name = model_name.partition("/")
+    if not slash or not owner.strip(".~") or "/" in name or not name:
+        raise ConfigError(
+            f"there is no model folder {model_name!r}; give a local folder, a hub id such as Qwen/Qwen3-4B, "
+            f"or {EMBEDDED!r} for the embedded model"
+        )
+
+
+def _modules(*packages: ModuleType) -> dict[str, str]:
+    """Return the public modules of packages: name to full name."""
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.name.startswith("_")
+    }

@@ -1,0 +1,186 @@
+"""The main path: samples go in, records come out.
+
+    Task --samples()--> Sample --Method--> Program --Backend--> Completion --> Answer --Scorer--> Score --> Record
+
+`run` keeps as many samples in flight as the backend has room for. Each sample is one generator of its method: it
+yields a program, gets the completion, and goes on until it returns an answer. Every finished sample is stored before
+anything else happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from latentmas.errors import LatentMASError, SampleError
+from latentmas.program import Program, Read
+from latentmas.protocols import Backend, Completion, Job, JobError, Method, Outcome, Scorer
+from latentmas.samples import AgentRecord, Answer, Record, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class RecordStore(Protocol):
+    """Where finished records go. `append` returns only when the record is safe."""
+
+    def append(self, record: Record) -> None: ...
+
+
+def run(
+    samples: Iterable[Sample],
+    *,
+    method: Method,
+    backend: Backend,
+    store: RecordStore,
+    seed: int,
+    scorer: Scorer | None = None,
+    save_ids: bool = False,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> None:
+    """Answer, grade and store every sample, `backend.capacity` at a time.
+
+    Args:
+        scorer: Grades answers; without one records have no verdict.
+        seed: With the id of a sample it fixes all randomness of that sample: batch size, order and resuming do not.
+        save_ids: Store the token ids of prompts and texts as well.
+        on_record: Called after each record is stored.
+    """
+    waiting = deque(samples)
+    active: dict[str, _InFlight] = {}
+    while waiting or active:
+        outcomes: list[Outcome] = []
+        while waiting and len(active) < backend.capacity:
+            work = _InFlight(sample=waiting.popleft(), generator=None, seed=seed)
+            active[work.sample.id] = work
+            outcomes += work.start(method, backend)
+        if not outcomes:
+            outcomes = _collect(backend, active)
+        for outcome in outcomes:
+            if outcome.key not in active:
+                continue  # a late outcome of a sample that already has its record
+            if (record := active[outcome.key].advance(outcome, method, backend, scorer, save_ids)) is not None:
+                del active[outcome.key]
+                store.append(record)
+                on_record(record)
+
+
+def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
+    """Return 63 bits that depend on nothing but the run, the sample and which of its programs this is."""
+    material = f"{run_seed}\x1f{sample_id}\x1f{program_number}".encode()
+    return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") >> 1
+
+
+def _collect(backend: Backend, active: Mapping[str, _InFlight]) -> list[Outcome]:
+    """Collect; a batch that broke ends the samples in flight with an error, and the run goes on."""
+    try:
+        return backend.collect()
+    except LatentMASError:
+        raise
+    except Exception as error:  # the one broad one: what breaks a batch must not lose the run
+        logger.exception("a batch broke; its %d samples end with an error", len(active))
+        broken = SampleError(f"{type(error).__name__}: {error}")
+        return [JobError(key=key, error=broken) for key in active]
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """One sample on its way from question to record."""
+
+    sample: Sample
+    generator: Generator[Program, Completion, Answer] | None
+    seed: int
+    program: Program | None = None
+    programs: int = 0
+    turns: list[AgentRecord] = field(default_factory=list)
+
+    def start(self, method: Method, backend: Backend) -> list[Outcome]:
+        """Submit the first program. What cannot even start comes back as an error."""
+        self.generator = method.solve(self.sample)
+        try:
+            self._submit(next(self.generator), backend)
+        except SampleError as error:
+            return [JobError(key=self.sample.id, error=error)]
+        return []
+
+    def advance(
+        self, outcome: Outcome, method: Method, backend: Backend, scorer: Scorer | None, save_ids: bool
+    ) -> Record | None:
+        """Take an outcome; return the record once the sample is done."""
+        if isinstance(outcome, JobError):
+            return self._record(method, error=outcome.error)
+        assert self.generator is not None
+        assert self.program is not None
+        self.turns += _turns(self.program, outcome, method.roles, save_ids)
+        try:
+            self._submit(self.generator.send(outcome), backend)
+        except StopIteration as finished:
+            return self._record(method, answer=finished.value, scorer=scorer)
+        except SampleError as error:
+            return self._record(method, error=error)
+        return None
+
+    def _submit(self, program: Program, backend: Backend) -> None:
+        self.program = program
+        seed = job_seed(self.seed, self.sample.id, self.programs)
+        self.programs += 1
+        backend.submit(Job(key=self.sample.id, program=program, seed=seed))
+
+    def _record(
+        self,
+        method: Method,
+        *,
+        answer: Answer | None = None,
+        scorer: Scorer | None = None,
+        error: SampleError | None = None,
+    ) -> Record:
+        score = scorer(answer.text, self.sample.target, answer.finish_reason) if answer and scorer else None
+        return Record(
+            id=self.sample.id,
+            question=self.sample.question,
+            target=self.sample.target,
+            prediction=score.prediction if score else None,
+            verdict=score.verdict if score else None,
+            found_by=score.found_by if score else None,
+            text=answer.text if answer else "",
+            finish_reason=answer.finish_reason if answer else None,
+            error=f"{type(error).__name__}: {error}" if error else None,
+            donor=method.donor_of(self.sample),
+            agents=tuple(self.turns),
+        )
+
+
+def _turns(
+    program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool
+) -> list[AgentRecord]:
+    """Fold the account of each step into one record per agent, in the order of their turns."""
+    prompts: dict[str, list[Read]] = {}
+    for step in program:
+        if isinstance(step, Read):
+            prompts.setdefault(step.agent, []).append(step)
+    turns = []
+    for name in dict.fromkeys(step.agent for step in completion.steps):
+        # A hand-over belongs to what comes after it: the memory of a turn is what the agent itself left.
+        own = [step for step in completion.steps if step.agent == name and step.verb != "Handover"]
+        prompt_ids = tuple(token for read in prompts.get(name, []) for token in read.tokens)
+        written = tuple(token for step in own for token in step.written)
+        turns.append(
+            AgentRecord(
+                name=name,
+                role=roles.get(name, name),
+                prompt="".join(read.text for read in prompts.get(name, [])),
+                prompt_tokens=sum(step.prompt_tokens for step in own),
+                thoughts=sum(step.thoughts for step in own),
+                written_tokens=len(written),
+                text="".join(step.text for step in own),
+                memory_slots=own[-1].slots,
+                memory_bytes=own[-1].memory_bytes,
+                seconds=sum(step.seconds for step in completion.steps if step.agent == name),
+                prompt_ids=prompt_ids if save_ids else None,
+                written_ids=written if save_ids else None,
+            )
+        )
+    return turns

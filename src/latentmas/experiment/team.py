@@ -1,0 +1,97 @@
+"""Team: the package as a library - a model, some agents, and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from latentmas import prompts
+from latentmas.agents import AgentGraph, chain
+from latentmas.errors import SampleError
+from latentmas.experiment import compose, runner
+from latentmas.experiment.config import RunConfig
+from latentmas.samples import AnswerKind, Record, Sample
+
+
+@final
+class Team:
+    """Agents that share one model and answer questions.
+
+    Args:
+        model_name: Hub id, local folder, or ``tiny`` for the embedded model.
+        method: ``latent_mas``, ``text_mas`` or ``baseline``.
+        graph: Who hears whom; None is planner, critic, refiner, judger in a chain.
+        prompt, latent_steps, max_new_tokens: As on the command line; None takes what the model folder recommends,
+            else the published default.
+        temperature: 0 is greedy.
+        answer_kind: How the last agent is told to end.
+
+    Raises:
+        LatentMASError: Something about these cannot work; says what.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        method: str = "latent_mas",
+        graph: AgentGraph | None = None,
+        prompt: str | None = None,
+        latent_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 42,
+        device: str = "auto",
+        dtype: str = "auto",
+        generate_bs: int = 20,
+        answer_kind: AnswerKind = AnswerKind.NUMBER,
+    ) -> None:
+        optional = {"prompt": prompt, "latent_steps": latent_steps, "max_new_tokens": max_new_tokens}
+        given = {
+            "model_name": model_name,
+            "method": method,
+            "temperature": temperature,
+            "seed": seed,
+            "device": device,
+            "dtype": dtype,
+            "generate_bs": generate_bs,
+            **{name: value for name, value in optional.items() if value is not None},
+        }
+        config = RunConfig.from_options(given)
+        self.config = config.with_defaults({"max_new_tokens": 512}, compose.model_defaults(model_name))
+        self.graph = graph or chain()
+        codec = compose.open_codec(self.config)
+        self.method = compose.build_method(
+            self.config, self.graph, prompts.load_prompts(self.config.prompt), codec, kind=answer_kind
+        )
+        self.backend = compose.open_backend(self.config, codec)
+
+    def ask(self, question: str) -> Record:
+        """Return everything about one question: ``text`` is the answer, ``agents`` what each did.
+
+        Raises:
+            SampleError: The question cannot be answered, for example because it is too long.
+        """
+        [record] = self.ask_all([question])
+        if record.error is not None:
+            raise SampleError(record.error)
+        return record
+
+    def ask_all(self, questions: Sequence[str]) -> list[Record]:
+        """Return one record per question, in order; a question that failed has an ``error`` in its record."""
+        samples = [Sample(id=str(n), question=question, target="") for n, question in enumerate(questions)]
+        kept = _Records()
+        runner.run(samples, method=self.method, backend=self.backend, store=kept, seed=self.config.seed)
+        by_id = {record.id: record for record in kept.records}
+        return [by_id[sample.id] for sample in samples]
+
+
+@dataclass(slots=True)
+class _Records:
+    """A store in memory."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
