@@ -162,6 +162,8 @@ def parse_team(text: str, source: str = "team") -> AgentGraph:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}{line}: no valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}, line 1, top level: expected 'agents:' and a list, found {type(content).__name__}")
     try:
         entry = _TeamEntry.model_validate(content)
     except ValidationError as error:

@@ -118,6 +118,8 @@ def check(config: RunConfig) -> Plan:
     prompt_set = prompts.load_prompts(config.prompt)
     graph = agents.load_team(config.team) if config.team else agents.chain()
     _check_model_name(config.model_name)
+    if config.dataset and config.split != "test":
+        raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config)

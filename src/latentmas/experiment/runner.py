@@ -153,9 +153,7 @@ class _InFlight:
         )
 
 
-def _turns(
-    program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool
-) -> list[AgentRecord]:
+def _turns(program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool) -> list[AgentRecord]:
     """Fold the account of each step into one record per agent, in the order of their turns."""
     prompts: dict[str, list[Read]] = {}
     for step in program:

@@ -1,0 +1,14 @@
+"""The published command line: ``python run.py --method ...`` is ``latentmas run --method ...``."""
+
+import sys
+
+try:
+    from latentmas.cli import main
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing.name} is not installed for {sys.executable}; "
+        "run `make install` here and use .venv/bin/python run.py, or `pip install -e .`"
+    )
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,167 @@
+"""``latentmas run``: answer a task's questions with one method, and print what came out.
+
+stdout gets the results, and its last line is the published JSON object; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Final, Protocol
+
+from rich.console import Console
+
+from latentmas.cli import _options
+from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.experiment import report, runner
+from latentmas.experiment.config import RunConfig
+from latentmas.experiment.manifest import RunIdentity
+from latentmas.experiment.stats import Summary, summarize
+from latentmas.experiment.store import RunFolder
+from latentmas.program import Program
+from latentmas.protocols import Backend, Method, Scorer
+from latentmas.samples import Sample
+
+INTERRUPTED: Final = 130
+FAILED: Final = 1
+
+
+class Experiment(Protocol):
+    """Loaded weights with the method and the scorer that go with them."""
+
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def scorer(self) -> Scorer: ...
+
+
+class Plan(Protocol):
+    """A run that was checked and whose model is not loaded yet."""
+
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def samples(self) -> tuple[Sample, ...]: ...
+    @property
+    def prompt_digest(self) -> str: ...
+    @property
+    def data_digest(self) -> str: ...
+    def first_program(self) -> Program: ...
+    def counts(self) -> str: ...
+    def open(self) -> Experiment: ...
+
+
+def command(**options: object) -> int:
+    """Answer the questions of a task with one method, and report accuracy and cost.
+
+    An option that is not given takes what the task recommends, else what the
+    model folder recommends, else the default shown here. Words may be joined
+    by dashes or underscores, and --no_NAME turns a switch off.
+
+    A run is a folder (--output_dir); the same command goes on where it stopped.
+
+    [bold]The embedded model, offline:[/bold]
+
+      latentmas run --method latent_mas --model_name tiny --task tiny
+
+    [bold]What would be run, without loading weights:[/bold]
+
+      latentmas run --method latent_mas --model_name Qwen/Qwen3-4B --dry_run
+
+    [bold]A published cell (and again with baseline and text_mas):[/bold]
+
+      latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
+        --task gsm8k --latent_steps 20 --prompt sequential --max_samples 100
+
+    [bold]Does the memory matter? The same with another question's memory:[/bold]
+
+      latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
+        --task gsm8k --max_samples 100 --control other_question
+    """
+    console = Console(stderr=True)
+    config = RunConfig.from_options(_options.explicit(options))
+    try:
+        with sigterm_interrupts(), warnings_shown(console):
+            from latentmas.experiment import compose
+
+            plan = compose.check(config)
+            if plan.config.dry_run:
+                print(f"{plan.first_program().describe()}\n{plan.counts()}")
+                return 0
+            summary = work(plan, console)
+    except KeyboardInterrupt:
+        say(console, "interrupted; nothing that was stored is lost, and the same command goes on")
+        return INTERRUPTED
+    Console().print(report.table(summary))
+    print(json.dumps(report.published(summary)), flush=True)
+    return FAILED if summary.errors == summary.n else 0
+
+
+# typer reads these two in place of ``**options``.
+command.__signature__ = _options.run_signature()  # type: ignore[attr-defined]
+command.__annotations__ = {
+    name: parameter.annotation for name, parameter in _options.run_signature().parameters.items()
+}
+
+
+def work(plan: Plan, console: Console) -> Summary:
+    """Run what is left of a checked plan and return the numbers of the whole run; says on `console` how it goes.
+
+    An interrupt ends it after the summary of what is there so far was written, and is raised again.
+    """
+    config = plan.config
+    identity = RunIdentity(
+        config=config,
+        prompt_digest=plan.prompt_digest,
+        data_digest=plan.data_digest,
+        sample_ids=tuple(sample.id for sample in plan.samples),
+    )
+    with RunFolder.open(config.folder, identity) as folder:
+        waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
+        done, total = len(plan.samples) - len(waiting), len(plan.samples)
+        state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
+        say(console, f"{folder.path}: {state}")
+        if not waiting:
+            return _summed_up(folder, config, total, wall_seconds=0.0)
+        silence_transformers()
+        experiment = plan.open()
+        folder.begin(experiment.backend.environment())
+        started = time.monotonic()
+        try:
+            with progress(console, total=total, finished=done, correct=folder.correct) as show:
+                runner.run(
+                    waiting,
+                    method=experiment.method,
+                    backend=experiment.backend,
+                    scorer=experiment.scorer,
+                    store=folder,
+                    seed=config.seed,
+                    save_ids=config.save_ids,
+                    on_record=show,
+                )
+        except KeyboardInterrupt:
+            summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
+            say(console, f"{folder.path}: {summary.n} of {total} records are stored")
+            raise
+        summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
+    if summary.first_error is not None:
+        say(
+            console,
+            f"{summary.errors} of {summary.n} samples ended with an error, the first: {summary.first_error}; "
+            "--retry_errors answers them again",
+        )
+    return summary
+
+
+def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:
+    """Return the numbers of all records, after they were written into the folder."""
+    summary = summarize(folder.records(), config=config, samples=total, wall_seconds=wall_seconds)
+    folder.write_summary(summary)
+    return summary
+
+
+def say(console: Console, sentence: str) -> None:
+    """Print a sentence as it is: in one line, without markup."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)

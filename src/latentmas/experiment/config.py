@@ -1,0 +1,426 @@
+"""RunConfig: every option of a run, with its range, its default and its help text.
+
+The one source of truth for options: the command line is generated from these fields, the manifest stores
+them, and resuming compares them. This is the only module that reads environment variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, final
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from latentmas.errors import CapabilityError, ConfigError, LatentMASError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """What the command line and resuming know about a field.
+
+    Attributes:
+        panel: Heading under which ``--help`` shows it.
+        execution: It says how or where work is done, never what comes out; so it may change when resuming.
+        later: What the option will do; it is refused until then. Empty for options that work.
+    """
+
+    panel: str
+    execution: bool = False
+    later: str = ""
+
+
+def _underscored(value: object) -> object:
+    return value.replace("-", "_") if isinstance(value, str) else value
+
+
+def _all_or_some(value: int) -> int:
+    if value == -1 or value >= 1:
+        return value
+    raise ValueError("it should be -1 (all) or at least 1")
+
+
+Dashed = BeforeValidator(_underscored)
+"""Names may be written with dashes: ``last-agent`` is ``last_agent``."""
+
+_WHAT = "What is run"
+_TEAM = "Agents"
+_LATENT = "Latent collaboration"
+_TEXT = "Text and sampling"
+_MODEL = "Model"
+_RUN = "Run and results"
+_LATER = "Not yet in this version"
+
+WHAT: Final = Flag(panel=_WHAT)
+TEAM: Final = Flag(panel=_TEAM)
+LATENT: Final = Flag(panel=_LATENT)
+TEXT: Final = Flag(panel=_TEXT)
+MODEL: Final = Flag(panel=_MODEL)
+PLACE: Final = Flag(panel=_MODEL, execution=True)
+RESULTS: Final = Flag(panel=_RUN)
+EXECUTION: Final = Flag(panel=_RUN, execution=True)
+
+
+def _later(sentence: str) -> Flag:
+    return Flag(panel=_LATER, later=sentence)
+
+
+_VLLM = "will run every program as one request of the vLLM engine"
+_KNN = "will hand over only the part of the memory that is nearest to what the next agent reads"
+_HEATMAPS = "will draw how near the next prompt is to each slot of the memory"
+
+
+@final
+class RunConfig(BaseModel):
+    """Every option of one run. Build it with `from_options` to get errors of one sentence.
+
+    The fields that were given explicitly are in ``model_fields_set``; `with_defaults` fills in the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    method: Annotated[str, Dashed, WHAT] = Field(
+        description="How agents talk: baseline (one agent), text_mas (they read each other's text) or "
+        "latent_mas (they hand over working memory)."
+    )
+    model_name: Annotated[str, WHAT] = Field(
+        min_length=1,
+        description="Hub id or local folder of any causal language model; tiny is the embedded one.",
+    )
+    task: Annotated[str, Dashed, WHAT] = Field(
+        default="gsm8k", description="Benchmark: gsm8k, or a task of the embedded model."
+    )
+    dataset: Annotated[Path | None, WHAT] = Field(
+        default=None,
+        description="Local file with the task's rows, in the columns of the published data set: .json, "
+        ".jsonl or .parquet. Without it the data set comes from the hub.",
+    )
+    split: Annotated[str, WHAT] = Field(
+        default="test",
+        min_length=1,
+        description="Split of the data set; a split the task does not have is refused.",
+    )
+    max_samples: Annotated[int, AfterValidator(_all_or_some), WHAT] = Field(
+        default=-1, description="Questions to answer, from the first one; -1 is all."
+    )
+    seed: Annotated[int, WHAT] = Field(
+        default=42,
+        description="Fixes all randomness of the run; batch size, order and resuming change nothing.",
+    )
+    control: Annotated[Literal["none", "no_transfer", "other_question", "noise"], Dashed, WHAT] = Field(
+        default="none",
+        description="Control arm: no_transfer (the last agent alone), other_question (it gets the memory of "
+        "another question), noise (thoughts replaced by random vectors of the same norm).",
+    )
+
+    prompt: Annotated[str, Dashed, TEAM] = Field(
+        default="sequential",
+        description="Prompt set, which is what agents are told: sequential or hierarchical.",
+    )
+    topology: Annotated[Literal["chain", "parallel"], TEAM] = Field(
+        default="chain", description="Who hears whom. chain: each agent hears all earlier ones."
+    )
+    team: Annotated[Path | None, TEAM] = Field(
+        default=None,
+        description="YAML file with a team of your own instead of planner, critic, refiner, judger.",
+    )
+    enable_thinking: Annotated[bool | None, TEAM] = Field(
+        default=None,
+        description="Passed to the chat template of thinking models, as on or (--no_enable_thinking) off; "
+        "without either the template decides.",
+    )
+    think: Annotated[bool, TEAM] = Field(default=False, description="Start each written reply with <think>.")
+
+    latent_steps: Annotated[int, LATENT] = Field(
+        default=20,
+        ge=0,
+        description="Latent thoughts per agent, 0 or more; 0 still hands over the memory of prompts.",
+    )
+    handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, LATENT] = Field(
+        default="full",
+        description="What of the memory is handed over: full (everything), thoughts (of all agents so far, "
+        "without prompts), last_agent (all slots of the agent before).",
+    )
+    handover_at: Annotated[Literal["final", "every"], LATENT] = Field(
+        default="final",
+        description="Where --handover cuts: final (before the agent that writes) or every (between any two).",
+    )
+    alignment: Annotated[Literal["norm", "ridge", "soft"] | None, LATENT] = Field(
+        default=None,
+        description="How a hidden state becomes the next input: norm (rescaled; the default), ridge (mapped "
+        "by the published ridge solution, then rescaled), soft (mean embedding under the model's own "
+        "next-token distribution).",
+    )
+    latent_space_realign: Annotated[bool, LATENT] = Field(
+        default=False, description="The published name of --alignment ridge."
+    )
+    soft_temperature: Annotated[float, LATENT] = Field(
+        default=2.0, gt=0, description="Temperature of --alignment soft, above 0; higher mixes more tokens."
+    )
+
+    max_new_tokens: Annotated[int, TEXT] = Field(
+        default=4096,
+        ge=1,
+        description="Tokens an agent may write, at least 1; a longer text is cut and counted.",
+    )
+    temperature: Annotated[float, TEXT] = Field(
+        default=0.6,
+        ge=0,
+        description="Sampling temperature, 0 or more; 0 is greedy and ignores --top_p and --top_k.",
+    )
+    top_p: Annotated[float, TEXT] = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set with this probability, in (0, 1]; 1 is off.",
+    )
+    top_k: Annotated[int, TEXT] = Field(
+        default=0, ge=0, description="Sample from at most that many most likely tokens; 0 is off."
+    )
+    text_mas_context_length: Annotated[int, TEXT] = Field(
+        default=-1,
+        ge=-1,
+        description="text_mas: characters of other agents' text an agent reads, the newest ones; -1 is all.",
+    )
+    text_mas_context_tokens: Annotated[int, TEXT] = Field(
+        default=-1, ge=-1, description="The same limit in tokens; -1 is all. Give one of the two."
+    )
+
+    dtype: Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], MODEL] = Field(
+        default="auto", description="Number format of weights and memory; auto is the one of the checkpoint."
+    )
+    attn_implementation: Annotated[Literal["auto", "sdpa", "eager"], MODEL] = Field(
+        default="auto", description="Attention kernel of transformers; auto is sdpa where the model has it."
+    )
+    revision: Annotated[str | None, MODEL] = Field(
+        default=None, description="Commit, tag or branch of a hub model; without it the hub's main branch."
+    )
+    trust_remote_code: Annotated[bool, MODEL] = Field(
+        default=False, description="Run Python code that comes with the model. Only for models you trust."
+    )
+    device: Annotated[str, PLACE] = Field(
+        default="auto",
+        min_length=1,
+        description="cuda, cuda:1, mps, cpu ...; auto is the first accelerator, else cpu (published: cuda).",
+    )
+    device_map: Annotated[str | None, PLACE] = Field(
+        default=None,
+        description="Spread one model over several devices, as accelerate does: auto, balanced ...",
+    )
+    generate_bs: Annotated[int, PLACE] = Field(
+        default=20,
+        ge=1,
+        description="Samples that share a batch, at least 1; changes speed and peak memory only.",
+    )
+    cache_dir: Annotated[Path | None, PLACE] = Field(
+        default=None,
+        description="Folder for what is computed once per model. Default: $LATENTMAS_CACHE, else ~/.cache/latentmas.",
+    )
+
+    output_dir: Annotated[Path | None, EXECUTION] = Field(
+        default=None,
+        description="Folder of the run. An existing one is continued when its options are the same. Default: "
+        "a name under runs/ made from the options, so that the same command goes on where it stopped.",
+    )
+    retry_errors: Annotated[bool, EXECUTION] = Field(
+        default=False, description="When resuming, answer again what ended with an error."
+    )
+    dry_run: Annotated[bool, EXECUTION] = Field(
+        default=False,
+        description="Check everything, print the first program and the counts, load no weights.",
+    )
+    save_ids: Annotated[bool, RESULTS] = Field(
+        default=False, description="Store the token ids of prompts and written texts in every record."
+    )
+
+    use_vllm: Annotated[bool, _later(_VLLM)] = Field(default=False, description="Run on vLLM.")
+    enable_prefix_caching: Annotated[bool, _later("will let vLLM reuse the memory of equal prompt beginnings")] = Field(
+        default=False, description="vLLM: reuse equal prompt beginnings."
+    )
+    use_second_HF_model: Annotated[bool, _later("will think on transformers while vLLM writes")] = Field(  # noqa: N815 - published
+        default=False, description="vLLM: a second copy of the model on transformers makes the thoughts."
+    )
+    device2: Annotated[str, _later("will place the second model of --use_second_HF_model")] = Field(
+        default="cuda:1", description="Device of that second copy."
+    )
+    tensor_parallel_size: Annotated[int, _later("will spread a vLLM model over several devices")] = Field(
+        default=1, ge=1, description="vLLM: devices that share the model."
+    )
+    gpu_memory_utilization: Annotated[float, _later("will set the share of device memory vLLM takes")] = Field(
+        default=0.9, gt=0, le=1, description="vLLM: share of device memory, in (0, 1]."
+    )
+    knn_filter: Annotated[bool, _later(_KNN)] = Field(
+        default=False, description="Hand over only the slots nearest to the next prompt."
+    )
+    knn_percentage: Annotated[float, _later("will set the share of slots --knn_filter keeps")] = Field(
+        default=0.8, gt=0, le=1, description="Share of slots kept, in (0, 1] (a fraction, despite the name)."
+    )
+    knn_min_keep: Annotated[int, _later("will set how many of the newest slots --knn_filter always keeps")] = Field(
+        default=5, ge=0, description="Newest slots that are always kept, 0 or more."
+    )
+    knn_strategy: Annotated[
+        Literal["top", "bottom", "random"], _later("will choose which slots --knn_filter keeps")
+    ] = Field(default="top", description="top (nearest), bottom (farthest) or random.")
+    include_old_prompts: Annotated[bool, _later("will repeat the earlier agents' prompts in each prompt")] = Field(
+        default=False, description="Each prompt repeats the earlier agents' prompts."
+    )
+    show_heatmaps: Annotated[bool, _later(_HEATMAPS)] = Field(
+        default=False, description="Draw the nearness of the next prompt to each slot, averaged over layers."
+    )
+    show_heatmaps_singlelayer: Annotated[bool, _later(_HEATMAPS + ", layer by layer")] = Field(
+        default=False, description="The same, one picture per layer."
+    )
+    save_embeddings: Annotated[bool, _later("will store input vectors, thoughts and last hidden states")] = Field(
+        default=False, description="Store each agent's vectors."
+    )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> RunConfig:
+        """Return the config of explicitly given options.
+
+        Raises:
+            ConfigError: The first thing that is wrong, in one sentence that names the option.
+        """
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as invalid:
+            raise _first_error(invalid) from None
+
+    def with_defaults(self, task_defaults: Mapping[str, object], model_defaults: Mapping[str, object]) -> RunConfig:
+        """Return the config to run.
+
+        Each option is the explicit one, else the task's, else the model folder's, else the published default.
+        What was explicit stays so in the result. Where two options decide the same thing, a recommendation
+        for one never competes with what was said about the other.
+
+        Raises:
+            ConfigError: A recommendation names an unknown option or an impossible value.
+        """
+        chosen: dict[str, object] = {name: getattr(self, name) for name in self.model_fields_set}
+        for source, defaults in (("the task", task_defaults), ("the model folder", model_defaults)):
+            if unknown := sorted(defaults.keys() - type(self).model_fields.keys()):
+                raise ConfigError(f"{source} recommends a value for {unknown[0]!r}, which is no option of a run")
+            decided = chosen.keys() | {partner for name in chosen for partner in _PARTNERS.get(name, ())}
+            chosen |= {name: value for name, value in defaults.items() if name not in decided}
+        try:
+            resolved = type(self).from_options(chosen)
+        except ConfigError as error:
+            recommended = sorted(chosen.keys() - self.model_fields_set)
+            if not recommended:
+                raise
+            raise ConfigError(f"{error} (recommended by task or model folder: {', '.join(recommended)})") from error
+        values = {name: getattr(resolved, name) for name in type(self).model_fields}
+        return self.model_construct(_fields_set=set(self.model_fields_set), **values)
+
+    @property
+    def alignment_name(self) -> Literal["norm", "ridge", "soft"]:
+        """The alignment to use, whichever of its two options said so."""
+        return self.alignment or ("ridge" if self.latent_space_realign else "norm")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where things computed once per model are kept."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        return Path(os.environ.get("LATENTMAS_CACHE") or "~/.cache/latentmas").expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run: `output_dir`, else a name that is the same for the same options."""
+        if self.output_dir is not None:
+            return self.output_dir
+        model = re.sub(r"[^\w.-]+", "_", Path(self.model_name).resolve().name) or "model"
+        return Path("runs") / f"{self.method}-{self.task}-{model}-{self.digest[:8]}"
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits of the options that decide what comes out.
+
+        Options at their default do not take part, so that a new option gives old commands no new folder.
+        """
+        identity = self.model_dump(mode="json", exclude_defaults=True, exclude=set(EXECUTION_FIELDS))
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Return the options that must be the same to resume, in the order of their declaration."""
+        return self.model_dump(mode="json", exclude=set(EXECUTION_FIELDS))
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> RunConfig:
+        for name, flag in flags():
+            if flag.later and getattr(self, name) != type(self).model_fields[name].default:
+                raise CapabilityError(f"--{name} {flag.later}; this version cannot yet, so leave it out")
+        if self.topology == "parallel":
+            raise CapabilityError(
+                "--topology parallel will let agents think side by side and join their memories; "
+                "this version can only --topology chain"
+            )
+        for sentence in self._contradictions():
+            raise ConfigError(sentence)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.latent_space_realign and self.alignment not in {None, "ridge"}:
+            yield f"--latent_space_realign is --alignment ridge, so it cannot go with {self.alignment}"
+        if self.text_mas_context_length >= 0 and self.text_mas_context_tokens >= 0:
+            yield "--text_mas_context_length and --text_mas_context_tokens limit the same text; give one"
+        if self.device_map is not None and self.device != "auto":
+            yield f"--device_map {self.device_map} places the model itself; drop --device {self.device}"
+        if self.think and self.enable_thinking is False:
+            yield "--think starts replies with a thought and --no_enable_thinking forbids it; drop one"
+        if self.control == "noise" and self.latent_steps == 0:
+            yield "--control noise replaces thoughts, and --latent_steps 0 has none; give it at least 1"
+
+
+_PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "alignment": ("latent_space_realign",),
+    "latent_space_realign": ("alignment",),
+    "text_mas_context_length": ("text_mas_context_tokens",),
+    "text_mas_context_tokens": ("text_mas_context_length",),
+    "device": ("device_map",),
+    "device_map": ("device",),
+    "think": ("enable_thinking",),
+    "enable_thinking": ("think",),
+}
+"""Options that decide the same thing as another one."""
+
+
+def flags() -> Iterator[tuple[str, Flag]]:
+    """Yield the name and the `Flag` of every option, in the order of their declaration."""
+    for name, field in RunConfig.model_fields.items():
+        [flag] = [item for item in field.metadata if isinstance(item, Flag)]
+        yield name, flag
+
+
+def _first_error(invalid: ValidationError) -> LatentMASError:
+    first = invalid.errors(include_url=False)[0]
+    reason = first.get("ctx", {}).get("error")
+    if isinstance(reason, LatentMASError):
+        return reason
+    name = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "missing":
+            return ConfigError(f"--{name} is missing; a run needs a method and a model")
+        case "extra_forbidden":
+            return ConfigError(f"{name!r} is no option of a run; `latentmas run --help` lists them")
+        case _:
+            message = str(reason) if reason is not None else first["msg"].replace("Input should", "it should")
+            return ConfigError(f"{name} is {first['input']!r}; {message}")
+
+
+EXECUTION_FIELDS: Final = frozenset(name for name, flag in flags() if flag.execution)
+"""Options that may differ between the sessions of one run."""

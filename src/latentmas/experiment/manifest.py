@@ -1,0 +1,167 @@
+"""Manifest: what a run folder says about the run, so that it can be repeated and safely continued."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+import latentmas
+from latentmas.errors import StoreError
+from latentmas.experiment.atomic import replace_text
+from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
+
+MANIFEST_SCHEMA: Final = 1
+FINGERPRINT: Final = "model_fingerprint"
+"""Key of `Backend.environment` that names the weights."""
+
+Environment = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIdentity:
+    """What decides the records of a run before a model is loaded.
+
+    Attributes:
+        prompt_digest, data_digest: Change when any prompt or any sample does.
+        sample_ids: Of all samples of the run, also those that are done.
+    """
+
+    config: RunConfig
+    prompt_digest: str
+    data_digest: str
+    sample_ids: tuple[str, ...]
+
+
+class Session(BaseModel):
+    """One time the run was worked on: when, by which code, on what.
+
+    Attributes:
+        commit: Of the checkout the package ran from, ``-dirty`` where files had changed; None outside of one.
+        options: The options that may differ between sessions.
+        environment: What the backend says: device, dtype, attention, library versions, model fingerprint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    started: str
+    package_version: str
+    commit: str | None
+    options: dict[str, JsonValue]
+    environment: dict[str, str | int | float | bool | None]
+
+    @classmethod
+    def now(cls, config: RunConfig, environment: Environment) -> Session:
+        """Return a session that begins now, in this process."""
+        return cls(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            package_version=latentmas.__version__,
+            commit=checkout_commit(),
+            options=config.model_dump(mode="json", include=set(EXECUTION_FIELDS)),
+            environment=dict(environment),
+        )
+
+
+class Manifest(BaseModel):
+    """Content of ``manifest.json``.
+
+    Attributes:
+        created, package_version, commit, environment: Of the session that began the run.
+        config: All options of that session, defaults included.
+        resumed: The sessions that went on with it, oldest first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = MANIFEST_SCHEMA
+    created: str
+    package_version: str
+    commit: str | None
+    seed: int
+    samples: int
+    prompt_digest: str
+    data_digest: str
+    config: dict[str, JsonValue]
+    environment: dict[str, str | int | float | bool | None]
+    resumed: tuple[Session, ...] = ()
+
+    @classmethod
+    def new(cls, identity: RunIdentity, environment: Environment) -> Manifest:
+        config = identity.config
+        session = Session.now(config, environment)
+        return cls(
+            created=session.started,
+            package_version=session.package_version,
+            commit=session.commit,
+            seed=config.seed,
+            samples=len(identity.sample_ids),
+            prompt_digest=identity.prompt_digest,
+            data_digest=identity.data_digest,
+            config=config.model_dump(mode="json"),
+            environment=session.environment,
+        )
+
+    def continued(self, config: RunConfig, environment: Environment) -> Manifest:
+        """Return the manifest with one more session."""
+        return self.model_copy(update={"resumed": (*self.resumed, Session.now(config, environment))})
+
+    def difference(self, identity: RunIdentity) -> str | None:
+        """Return the first thing in which `identity` is not this run; None where it is the same.
+
+        An option this manifest does not know yet counts as its default.
+        """
+        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+        for name, value in identity.config.identity().items():
+            if (stored := self.config.get(name, defaults[name])) != value:
+                return f"{name} was {stored!r} and is now {value!r}"
+        if (stored := self.prompt_digest) != (now := identity.prompt_digest):
+            return f"prompt_digest was {stored[:12]} and is now {now[:12]} (prompts have changed)"
+        if (stored := self.data_digest) != (now := identity.data_digest):
+            return f"data_digest was {stored[:12]} and is now {now[:12]} (the data has changed)"
+        return None
+
+    def write(self, path: Path) -> None:
+        replace_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest at `path`; None where there is no such file.
+
+    Raises:
+        StoreError: It cannot be read, or another version of the package wrote it.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"{path} is not a manifest of this version: {where or 'the file'}: {first['msg']}; "
+            "choose another --output_dir"
+        ) from None
+
+
+def checkout_commit() -> str | None:
+    """Return the commit of the git checkout this package is run from; None outside of one."""
+    package = Path(latentmas.__file__).resolve().parent
+    checkout = package.parent.parent
+    # A virtual environment inside somebody's repository is not a checkout of this package.
+    if package.parent.name != "src" or not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no commit yet: then there is none to name
+    return answer.stdout.strip()

@@ -1,0 +1,100 @@
+"""Reports: a summary as a table for people, and as the one JSON object the published code ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from latentmas.experiment.stats import Summary
+from latentmas.samples import Verdict
+
+
+def published(summary: Summary) -> dict[str, str | int | float | None]:
+    """Return the last line a run prints, with exactly the keys of the published code, in its order.
+
+    ``max_samples`` is the number of questions, as there; seconds are the sum over records.
+    """
+    return {
+        "method": summary.method,
+        "model": summary.model,
+        "split": summary.split,
+        "seed": summary.seed,
+        "max_samples": summary.samples,
+        "accuracy": summary.accuracy,
+        "correct": summary.correct,
+        "total_time_sec": round(summary.seconds, 4),
+        "time_per_sample_sec": None if summary.seconds_per_sample is None else round(summary.seconds_per_sample, 4),
+    }
+
+
+def table(summary: Summary) -> Table:
+    """Return the numbers for a terminal: one line each, with the share per sample where that says more."""
+    finished = f"{summary.n}" if summary.complete else f"{summary.n} of {summary.samples}"
+    arm = "" if summary.control == "none" else f", control {summary.control}"
+    title = f"{summary.method} on {summary.task} with {summary.model}{arm}"
+    # A title is broken at the width of its table, however wide the terminal is.
+    result = Table(title=title, title_justify="left", min_width=len(title))
+    result.add_column("")
+    result.add_column("run", justify="right")
+    result.add_column("per sample", justify="right")
+    result.add_row("samples", finished)
+    result.add_row("accuracy", f"{_percent(summary.accuracy)} ({summary.correct} of {summary.n})")
+    result.add_row("  95 % interval (Wilson)", f"{_percent(summary.accuracy_low)} - {_percent(summary.accuracy_high)}")
+    for verdict, count in summary.verdicts.items():
+        if count and verdict is not Verdict.CORRECT:
+            result.add_row(f"  {verdict.value.replace('_', ' ')}", str(count))
+    result.add_row("  errors (not correct)", str(summary.errors))
+    result.add_row("answers cut by length", str(summary.cut_by_length))
+    for name, total in (
+        ("written tokens", summary.written_tokens),
+        ("thoughts", summary.thoughts),
+        ("prompt tokens", summary.prompt_tokens),
+    ):
+        result.add_row(name, f"{total:,}", f"{total / summary.n:,.1f}" if summary.n else "-")
+    result.add_row("peak memory", f"{summary.peak_memory_slots:,} slots, {_bytes(summary.peak_memory_bytes)}")
+    per_sample = "-" if summary.seconds_per_sample is None else f"{summary.seconds_per_sample:.2f}"
+    result.add_row("seconds", f"{summary.seconds:,.1f}", per_sample)
+    return result
+
+
+def comparison(runs: Sequence[tuple[str, Summary]]) -> Table:
+    """Return several runs side by side, one line each, with costs per sample; as wide as an ordinary terminal.
+
+    Args:
+        runs: What to call each run, and its numbers. Runs of one task stand together under its name.
+    """
+    result = Table(box=SIMPLE_HEAD, pad_edge=False)
+    result.add_column("")
+    for name in ("accuracy % (95 %)", "written", "thoughts", "prompt", "seconds"):
+        result.add_column(name, justify="right", no_wrap=True)
+    task = None
+    for name, summary in runs:
+        if summary.task != task:
+            task = summary.task
+            result.add_row(task, style="bold")
+        count = summary.n or 1
+        interval = f"({_percent(summary.accuracy_low)}-{_percent(summary.accuracy_high)})" if summary.n else ""
+        result.add_row(
+            f"  {name}",
+            f"{_percent(summary.accuracy)} {interval}".replace(" %", "").strip(),
+            f"{summary.written_tokens / count:,.1f}",
+            f"{summary.thoughts / count:,.1f}",
+            f"{summary.prompt_tokens / count:,.0f}",
+            f"{summary.seconds / count:.3g}",
+        )
+    return result
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _bytes(amount: int) -> str:
+    size, unit = float(amount), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

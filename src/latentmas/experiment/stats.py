@@ -1,0 +1,148 @@
+"""Summary: the numbers of a run, computed from its records alone, so that they can be computed again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from latentmas.experiment.config import RunConfig
+from latentmas.samples import FinishReason, Record, Verdict
+
+SUMMARY_SCHEMA: Final = 1
+Z_95: Final = 1.959963984540054
+"""Standard normal quantile of 0.975: intervals cover 95 %."""
+
+
+class Summary(BaseModel):
+    """Content of ``summary.json``.
+
+    Attributes:
+        config_digest: Of the options that decide what comes out.
+        samples: Samples of the run.
+        n: Samples that have a record.
+        complete: All of them have one.
+        errors: Records that ended with an error; they count as not correct.
+        first_error: The oldest of them; None without any.
+        accuracy: correct / n, in [0, 1]; None while n is 0.
+        accuracy_low, accuracy_high: Ends of its 95 % Wilson interval.
+        verdicts: How many records have each verdict; errors have none.
+        cut_by_length: Answers that ended because `max_new_tokens` was reached.
+        peak_memory_slots, peak_memory_bytes: Largest memory of any agent in any sample, without padding.
+        seconds: Sum over records (shares of their batches), so resuming keeps it right; loading not included.
+        wall_seconds: Of the last session, loading not included.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = SUMMARY_SCHEMA
+    method: str
+    model: str
+    task: str
+    prompt: str
+    control: str
+    split: str
+    seed: int
+    config_digest: str
+    samples: int
+    n: int
+    complete: bool
+    errors: int
+    first_error: str | None
+    correct: int
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    verdicts: dict[Verdict, int]
+    written_tokens: int
+    written_tokens_per_sample: float | None
+    thoughts: int
+    prompt_tokens: int
+    cut_by_length: int
+    peak_memory_slots: int
+    peak_memory_bytes: int
+    seconds: float
+    seconds_per_sample: float | None
+    wall_seconds: float
+
+
+def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wall_seconds: float) -> Summary:
+    """Return the numbers of a run. Reads `records` once and keeps none of them.
+
+    Args:
+        samples: How many records a complete run has.
+    """
+    n = errors = written = thoughts = prompt = cut = slots = memory = 0
+    seconds = 0.0
+    first_error: str | None = None
+    verdicts: Counter[Verdict] = Counter()
+    for record in records:
+        n += 1
+        seconds += record.seconds
+        errors += record.error is not None
+        first_error = first_error or record.error
+        cut += record.finish_reason is FinishReason.LENGTH
+        if record.verdict is not None:
+            verdicts[record.verdict] += 1
+        for agent in record.agents:
+            written += agent.written_tokens
+            thoughts += agent.thoughts
+            prompt += agent.prompt_tokens
+            slots = max(slots, agent.memory_slots)
+            memory = max(memory, agent.memory_bytes)
+    correct = verdicts[Verdict.CORRECT]
+    low, high = wilson(correct, n) if n else (None, None)
+    return Summary(
+        method=config.method,
+        model=config.model_name,
+        task=config.task,
+        prompt=config.prompt,
+        control=config.control,
+        split=config.split,
+        seed=config.seed,
+        config_digest=config.digest,
+        samples=samples,
+        n=n,
+        complete=n == samples,
+        errors=errors,
+        first_error=first_error,
+        correct=correct,
+        accuracy=correct / n if n else None,
+        accuracy_low=low,
+        accuracy_high=high,
+        verdicts={verdict: verdicts[verdict] for verdict in Verdict},
+        written_tokens=written,
+        written_tokens_per_sample=written / n if n else None,
+        thoughts=thoughts,
+        prompt_tokens=prompt,
+        cut_by_length=cut,
+        peak_memory_slots=slots,
+        peak_memory_bytes=memory,
+        seconds=seconds,
+        seconds_per_sample=seconds / n if n else None,
+        wall_seconds=wall_seconds,
+    )
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Return the ends of the Wilson score interval of a share, inside [0, 1].
+
+    Unlike the usual mean +- z * error it keeps its coverage at small n and at shares near 0 or 1
+    (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
+
+    Args:
+        n: Trials, at least 1.
+        z: Standard normal quantile; the default covers 95 %.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n} trials; expected 0 to n of at least 1")
+    share = successes / n
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends of the range the two terms are equal up to rounding, which must not leave a low of -1e-17.
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return low, high
