@@ -123,9 +123,7 @@ class SoftEmbedding:
     def __call__(self, hidden: Tensor) -> Tensor:
         scaled = self.space.logits(hidden).to(self.space.compute) / self.temperature
         weights = torch.softmax(scaled, dim=-1)  # [B, V]
-        mean = sum(
-            weights[:, span].to(rows.device) @ rows.to(self.space.compute) for span, rows in self.space.chunks()
-        )
+        mean = sum(weights[:, span].to(rows.device) @ rows.to(self.space.compute) for span, rows in self.space.chunks())
         assert isinstance(mean, Tensor)
         return rescale(mean, self.norm).to(hidden.device, hidden.dtype)
 

@@ -303,9 +303,7 @@ class LatentMemory:
         except (SafetensorError, OSError) as error:
             raise MemoryMismatchError(f"{str(path)!r} is not a safetensors file: {error}") from error
         if metadata.get("format") != FILE_FORMAT:
-            raise MemoryMismatchError(
-                f"{str(path)!r} has format {metadata.get('format')!r}; expected {FILE_FORMAT!r}"
-            )
+            raise MemoryMismatchError(f"{str(path)!r} has format {metadata.get('format')!r}; expected {FILE_FORMAT!r}")
         if metadata["fingerprint"] != fingerprint:
             raise MemoryMismatchError(
                 f"{str(path)!r} was made by the model with fingerprint {metadata['fingerprint'][:16]}, this model has "

@@ -42,9 +42,7 @@ def control(arm: Control, program: Program, donor: Program | None = None) -> Pro
     if not any(isinstance(step, Handover) for step in program):
         raise ConfigError(f"--control {arm} needs a team that hands over memory; this program hands over nothing")
     if arm is Control.NOISE:
-        noise = (
-            replace(step, source=ThoughtSource.NOISE) if isinstance(step, Think) else step for step in program
-        )
+        noise = (replace(step, source=ThoughtSource.NOISE) if isinstance(step, Think) else step for step in program)
         return Program(tuple(noise))
     last = _last_read(program)
     if arm is Control.NO_TRANSFER:

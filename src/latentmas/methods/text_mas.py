@@ -57,9 +57,7 @@ class TextMAS:
             prompt += alone.prompt_tokens + context
             written += alone.max_written_tokens
             slots = max(slots, alone.max_slots + context)
-        return Count(
-            prompt_tokens=prompt, thoughts=0, max_written_tokens=written, max_slots=slots, positions=slots
-        )
+        return Count(prompt_tokens=prompt, thoughts=0, max_written_tokens=written, max_slots=slots, positions=slots)
 
     def donor_of(self, sample: Sample) -> str | None:
         return None

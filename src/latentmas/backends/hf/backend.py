@@ -18,7 +18,7 @@ from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, shape
 from latentmas.errors import CapabilityError, ContextLimitError, ProgramError, SampleError
-from latentmas.program import STRUCTURAL_FILTERS, Handover, Join, Program, Write
+from latentmas.program import STRUCTURAL_FILTERS, Handover, Join, Program, Read, Write
 from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,7 @@ class HFBackend:
                     f"the transformers backend has no filter {step.keep.name!r} yet; "
                     f"choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}"
                 )
-        needed, context = job.program.count().positions, self.model.context
-        if context is not None and needed > context:
-            error = ContextLimitError(
-                f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
-                "lower --max_new_tokens or --latent_steps"
-            )
+        if (error := self._unfit(job.program)) is not None:
             self._refused.append(JobError(key=job.key, error=error))
         else:
             self._pending.append(job)
@@ -125,7 +120,7 @@ class HFBackend:
             "backend": "transformers",
             "model_fingerprint": self.model.fingerprint,
             "device": str(device),
-            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.attention,
             "alignment": type(self.alignment).__name__,
@@ -133,6 +128,22 @@ class HFBackend:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
         }
+
+    def _unfit(self, program: Program) -> SampleError | None:
+        """Return why this one program cannot run; None where it can."""
+        needed, context = program.count().positions, self.model.context
+        if context is not None and needed > context:
+            return ContextLimitError(
+                f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
+                "lower --max_new_tokens or --latent_steps"
+            )
+        largest = max((max(step.tokens) for step in program if isinstance(step, Read)), default=0)
+        if largest >= self.model.vocabulary:
+            return SampleError(
+                f"the prompt has token {largest}, the model knows {self.model.vocabulary} tokens; "
+                "the tokenizer belongs to another model"
+            )
+        return None
 
     def _run_batch(self, batch: Sequence[Job]) -> list[Outcome]:
         """Run a batch; when memory runs out, run its halves instead, and stay at that size."""

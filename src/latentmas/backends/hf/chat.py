@@ -69,9 +69,7 @@ class ChatCodec:
         options = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
         chat = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
-            )
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
         except TemplateError as error:
             raise ConfigError(f"the model's chat template refuses this chat: {error}") from error
 

@@ -105,6 +105,11 @@ class LoadedModel:
         return int(self.causal.config.get_text_config().num_hidden_layers)
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding; token ids are smaller."""
+        return int(self.causal.get_input_embeddings().weight.shape[0])
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.causal.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
 
@@ -133,7 +138,7 @@ class LoadedModel:
             embed=lambda ids: embedding(ids.to(embedding.weight.device)).detach(),
             head=head.weight.detach(),
             logits=self.logits,
-            vocabulary=embedding.weight.shape[0],
+            vocabulary=self.vocabulary,
             tied=head.weight.data_ptr() == embedding.weight.data_ptr(),
             compute=torch.float64 if self.dtype == torch.float64 else torch.float32,
         )

@@ -60,7 +60,7 @@ def choose(logits: Tensor, sampling: Sampling, keys: Tensor, step: int) -> Tenso
         return logits.argmax(dim=-1)
     scaled = logits.double() / sampling.temperature
     values, tokens = _candidates(scaled, sampling)
-    gumbel = -(-uniform(keys, step, tokens).log()).log()
+    gumbel = -(-uniform(keys.to(tokens.device), step, tokens).log()).log()
     best = (values + gumbel).argmax(dim=-1, keepdim=True)
     return tokens.gather(1, best).squeeze(1)
 

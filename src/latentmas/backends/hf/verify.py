@@ -33,8 +33,7 @@ def verified(model: LoadedModel) -> LoadedModel:
         CapabilityError: The backend and the model disagree about the logits.
     """
     kind = model.causal.config.get_text_config().model_type
-    vocabulary = model.causal.get_input_embeddings().weight.shape[0]
-    rows = [tuple((7 * index + 11 * row + 3) % vocabulary for index in range(n)) for row, n in enumerate(_ROWS)]
+    rows = [tuple((7 * index + 11 * row + 3) % model.vocabulary for index in range(n)) for row, n in enumerate(_ROWS)]
     programs = [
         Program((Read(agent="a", tokens=row[:-_SECOND_READ]), Read(agent="b", tokens=row[-_SECOND_READ:])))
         for row in rows

@@ -1,0 +1,51 @@
+# One line each, the same on a laptop and in CI. Every target sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+# Small models are faster on one thread, and tests run in as many processes as there are cores.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test fast check fix train-tiny benchmark clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/installed  ## make .venv with latentmas in it
+
+demo: .venv/installed  ## run the main job on the embedded model, with its controls
+	$(BIN)/latentmas demo
+
+test: .venv/developing  ## run all tests
+	$(BIN)/pytest -n auto -m "not gpu and not network"
+
+fast: .venv/developing  ## run the fast tests, as plain pytest does
+	$(BIN)/pytest
+
+check: .venv/developing  ## lint, types, import contracts, code blocks of README and docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest --no-header -q -p no:cacheprovider README.md docs
+
+fix: .venv/developing  ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train-tiny: .venv/developing  ## train the embedded model anew (about half an hour on one core)
+	$(BIN)/python -m latentmas.tiny.train --output runs/tiny-model
+
+benchmark: .venv/developing  ## our rollout beside the published way of doing it
+	$(BIN)/python benchmarks/rollout.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/developing: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment and all caches; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

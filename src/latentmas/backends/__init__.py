@@ -1,0 +1,1 @@
+"""Backends: what runs programs. One module or package per backend, found by its name."""

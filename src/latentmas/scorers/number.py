@@ -1,0 +1,142 @@
+"""Grades answers that are numbers, as exact fractions. Pure, in linear time; no text makes it raise.
+
+An answer is looked for in this order, outside thinking blocks: the last balanced box; the last ``#### n``;
+the last "answer is" or "answer:"; and, in a text that was not cut, the last number. `Score.found_by` says
+which it was, so that strict and lenient scores both exist. 60 % is 60, not 0.6; of two values none is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from fractions import Fraction
+from typing import Final
+
+from latentmas.errors import DataError
+from latentmas.samples import FinishReason, Score, Verdict
+from latentmas.scorers._latex import LONGEST, plain, value
+
+_BOX_OPENS: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
+# A heading such as `#### 2. Second step` is no answer.
+_HASHES: Final = re.compile(r"(?<!#)####(?!#)[ \t]*+(?=[^\n\w]{0,8}[0-9０-９])(?![0-9]+[.):][ \t]+[^\W\d])")
+_ANSWER: Final = re.compile(
+    r"\banswer\b[*_`\s]{0,8}(?:is|was|would be|equals|comes to|:|：|=)[*_`:\s]{0,8}", re.IGNORECASE
+)
+_CLAUSE_ENDS: Final = re.compile(
+    r"\n|[.!?](?=\s|$)|;|\((?!\s*[-$]?[0-9]+\s*\)|\s*[A-Z]\s*\))"
+    r"|,\s+(?=[^\W\d])(?!or\b|and\b)|\b(?:because|since|which|as|after|from|for|in|if|when|per|each|by|so)\b",
+    re.IGNORECASE,
+)
+_LAST: Final = re.compile(
+    r"""
+    (?: (?<![0-9A-Za-z)\]}.]) - )?                   # a sign, where it cannot be an operator
+    (?: \(\( [0-9.]+ \)/\( [0-9.]+ \)\)              # \frac, as `plain` leaves it
+    |   (?<![\^_.0-9]) (?<!\^[{(]) (?<!\^-)          # neither an exponent nor an index
+        (?: [0-9]+ \s (?=[0-9]+/) )?                 # the 3 of 3 1/2
+        (?: [0-9]+ (?:\.[0-9]+)? | \.[0-9]+ )
+        (?: e [+-]? [0-9]+ (?![0-9a-z]) | \s?\*\s?10\s?\^\s? [{(]? -? [0-9]+ [)}]? | \s?/\s? [0-9]+ (?:\.[0-9]+)? )?
+    )
+    (?: \s (?:hundred|thousand|million|billion|trillion) \b )?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_UNIT_DIGIT: Final = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])[23](?![0-9A-Za-z])")
+_MOST_MARKERS: Final = 200
+"""Each costs up to `LONGEST` characters of work. Of a text with more, the last ones are looked at."""
+_FULL_WIDTH: Final = str.maketrans("０１２３４５６７８９．，", "0123456789.,")
+
+
+def score(text: str, target: str, finish_reason: FinishReason) -> Score:
+    """Grade a text.
+
+    Args:
+        target: What `parse_target` takes.
+        finish_reason: In a text cut by length the last number is no answer.
+
+    Raises:
+        DataError: The target is no number. The text never raises.
+    """
+    gold = parse_target(target)
+    answer = _visible(text)
+    if answer is None:
+        return Score(verdict=Verdict.NO_ANSWER, prediction=None)
+    for found_by, candidate in (("box", _box(answer)), ("marker", _marked(answer))):
+        if candidate is not None:
+            return _grade(candidate, gold, found_by)
+    if finish_reason is not FinishReason.LENGTH and (candidate := _last_number(answer)) is not None:
+        return _grade(candidate, gold, "last_number")
+    return Score(verdict=Verdict.NO_ANSWER, prediction=None)
+
+
+def parse_target(target: str) -> Fraction:
+    """Return the value of a gold answer.
+
+    Raises:
+        DataError: It is not exactly one number.
+    """
+    found = value(plain(target)) if len(target) <= LONGEST else None
+    if found is None:
+        raise DataError(f"target {target[:60]!r} is no number; expected one such as 18, 1,450,000, 0.5 or 3/4")
+    return found
+
+
+def _grade(candidate: str, gold: Fraction, found_by: str) -> Score:
+    found = value(plain(candidate)) if len(candidate) <= LONGEST else None
+    verdict = Verdict.CORRECT if found == gold else Verdict.WRONG
+    return Score(verdict=verdict, prediction=candidate[:LONGEST], found_by=found_by)
+
+
+def _visible(text: str) -> str | None:
+    """Return what follows the last thinking block; None where one was never closed."""
+    visible = text.rpartition("</think>")[2]
+    return None if "<think>" in visible else visible
+
+
+def _box(text: str) -> str | None:
+    """Return the content of the last box that is closed and not empty."""
+    opened_at = {found.end() - 1: found.end() for found in _BOX_OPENS.finditer(text)}
+    if not opened_at:
+        return None
+    stack: list[int] = []
+    boxes: dict[int, int] = {}
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            stack.append(brace.start())
+        elif brace[0] == "}" and stack and (start := stack.pop()) in opened_at:
+            boxes[start] = brace.start()
+    for start in sorted(boxes, reverse=True):
+        if content := text[start + 1 : min(boxes[start], start + 2 + LONGEST)].strip():
+            return content
+    return None
+
+
+def _marked(text: str) -> str | None:
+    """Return what stands behind the last ``####``, else behind the last "answer is", if that has a digit."""
+    end = None
+    for found in _HASHES.finditer(text):
+        end = found.end()
+    if end is not None:
+        return text[end : end + LONGEST].partition("\n")[0].strip()
+    for found in reversed(deque(_ANSWER.finditer(text), maxlen=_MOST_MARKERS)):
+        candidate = _first_clause(text[found.end() : found.end() + LONGEST])
+        if re.search("[0-9０-９]", candidate):
+            return candidate
+    return None
+
+
+def _first_clause(text: str) -> str:
+    end = _CLAUSE_ENDS.search(text)
+    return (text if end is None else text[: end.start()]).strip()
+
+
+def _last_number(text: str) -> str | None:
+    """Return the last number that is neither an exponent nor part of a unit."""
+    text = text.translate(_FULL_WIDTH)
+    last = max(text.rfind(digit) for digit in "0123456789")
+    if last < 0:
+        return None
+    window = text[max(0, last + 1 - LONGEST) : last + 20]
+    shown = _UNIT_DIGIT.sub("", plain(window))
+    found = [match[0].strip() for match in _LAST.finditer(shown)]
+    return found[-1] if found else None

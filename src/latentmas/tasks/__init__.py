@@ -1,0 +1,1 @@
+"""Tasks: one module per benchmark, named as the task. Nothing else imports `datasets`."""

@@ -1,0 +1,210 @@
+"""What each method asks a model to do, seen through the scripted backend."""
+
+import dataclasses
+
+import pytest
+
+from latentmas.agents import Agent, AgentGraph, chain
+from latentmas.backends.scripted import ByteCodec, ScriptedBackend
+from latentmas.errors import CapabilityError, ConfigError
+from latentmas.methods import baseline, latent_mas, text_mas
+from latentmas.methods.compile import HandoverAt, Recipe
+from latentmas.methods.controls import Control, control, donors
+from latentmas.program import Handover, KeepSpec, Program, Read, Think, ThoughtSource, Write
+from latentmas.prompts import load_prompts
+from latentmas.samples import AnswerKind, Sample
+
+SAMPLES = [Sample(id=f"s{n}", question=f"what is {n} + {n}?", target=str(2 * n)) for n in range(7)]
+
+
+def recipe(**changes):
+    plain = Recipe(
+        graph=chain(),
+        prompts=load_prompts("sequential"),
+        codec=ByteCodec(),
+        kind=AnswerKind.NUMBER,
+        max_new_tokens=40,
+        latent_steps=3,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def solved(method, sample, backend):
+    """Drive a generator to its end; return the programs it yielded and its answer."""
+    generator = method.solve(sample)
+    programs, completion = [], None
+    while True:
+        try:
+            program = generator.send(completion) if programs else next(generator)
+        except StopIteration as end:
+            return programs, end.value
+        programs.append(program)
+        [completion] = backend.run([program])
+
+
+def verbs(program):
+    return " ".join(type(step).__name__ for step in program)
+
+
+def test_baseline_is_one_read_and_one_write():
+    programs, answer = solved(baseline.build(recipe()), SAMPLES[1], ScriptedBackend(reply="two"))
+    assert [verbs(program) for program in programs] == ["Read Write"]
+    assert answer.text == "two"
+    assert "what is 1 + 1?" in programs[0].steps[0].text
+
+
+def test_latent_mas_is_one_program_in_which_only_the_last_agent_writes():
+    [program], _ = solved(latent_mas.build(recipe()), SAMPLES[0], ScriptedBackend(reply="x"))
+    assert verbs(program) == "Read Think Handover " * 3 + "Read Write"
+    assert program.agents == ("planner", "critic", "refiner", "judger")
+    assert all(step.steps == 3 for step in program if isinstance(step, Think))
+
+
+def test_zero_latent_steps_still_hand_over_memory():
+    [program], _ = solved(latent_mas.build(recipe(latent_steps=0)), SAMPLES[0], ScriptedBackend(reply="x"))
+    assert sum(isinstance(step, Handover) for step in program) == 3
+    assert program.count().thoughts == 0
+
+
+@pytest.mark.parametrize(
+    ("at", "kept"),
+    [(HandoverAt.FINAL, ["full", "full", "thoughts"]), (HandoverAt.EVERY, ["thoughts", "thoughts", "thoughts"])],
+)
+def test_handover_applies_where_it_is_said_to(at, kept):
+    method = latent_mas.build(recipe(keep=KeepSpec(name="thoughts"), handover_at=at))
+    program = method.program(SAMPLES[0])
+    assert [step.keep.name for step in program if isinstance(step, Handover)] == kept
+
+
+def test_handing_over_thoughts_that_nobody_thinks_is_refused():
+    with pytest.raises(ConfigError, match="hands over nothing"):
+        latent_mas.build(recipe(keep=KeepSpec(name="thoughts"), latent_steps=0))
+
+
+def test_text_mas_shows_every_agent_what_all_before_it_wrote():
+    backend = ScriptedBackend(reply=lambda turn: f"<{turn.agent} was here>")
+    programs, answer = solved(text_mas.build(recipe()), SAMPLES[0], backend)
+    texts = [program.steps[0].text for program in programs]
+    assert [verbs(program) for program in programs] == ["Read Write"] * 4
+    assert "was here" not in texts[0]
+    assert "<planner was here>" in texts[1]
+    assert all(f"<{name} was here>" in texts[3] for name in ("planner", "critic", "refiner"))
+    assert answer.text == "<judger was here>"
+
+
+def test_the_context_limit_in_characters_cuts_the_oldest_text():
+    backend = ScriptedBackend(reply=lambda turn: f"<{turn.agent}>")
+    whole = solved(text_mas.build(recipe()), SAMPLES[0], backend)[0][3].steps[0].text
+    cut = solved(text_mas.build(recipe(), context_characters=12), SAMPLES[0], backend)[0][3].steps[0].text
+    assert "<planner>" in whole
+    assert "<planner>" not in cut
+    assert "<refiner>" in cut
+    assert len(whole) - len(cut) == len("".join(f"## From the {n}\n<{n}>\n\n" for n in ("planner", "critic", "refiner"))) - 12
+
+
+def test_a_context_limit_of_zero_shows_nothing():
+    backend = ScriptedBackend(reply=lambda turn: f"<{turn.agent}>")
+    programs, _ = solved(text_mas.build(recipe(), context_characters=0), SAMPLES[0], backend)
+    assert "<planner>" not in programs[3].steps[0].text
+
+
+def test_the_context_limit_in_tokens_cuts_the_oldest_text():
+    backend = ScriptedBackend(reply=lambda turn: f"<{turn.agent}>")
+    cut = solved(text_mas.build(recipe(), context_tokens=12), SAMPLES[0], backend)[0][3].steps[0].text
+    assert "<refiner>" in cut
+    assert "<critic>" not in cut
+
+
+def test_a_text_prompt_without_context_is_refused():
+    deaf = [Agent(name="a", role="planner"), Agent(name="b", role="judger", text_prompt="Just answer: {question}")]
+    with pytest.raises(ConfigError, match="'b'"):
+        text_mas.build(recipe(graph=chain(deaf)))
+
+
+def test_a_team_that_is_no_chain_is_refused_by_latent_mas_and_run_by_text_mas():
+    agents = tuple(Agent(name=name, role=role) for name, role in (("a", "planner"), ("b", "planner"), ("c", "judger")))
+    graph = AgentGraph(agents, frozenset({("a", "c"), ("b", "c")}))
+    with pytest.raises(CapabilityError, match="chains"):
+        latent_mas.build(recipe(graph=graph))
+    programs, _ = solved(text_mas.build(recipe(graph=graph)), SAMPLES[0], ScriptedBackend(reply="hm"))
+    assert "hm" not in programs[1].steps[0].text
+    assert programs[2].steps[0].text.count("hm") == 2
+
+
+def test_an_agents_own_prompt_and_steps_come_before_those_of_the_run():
+    own = [Agent(name="a", role="planner", latent_prompt="Ponder {question}", latent_steps=9), Agent(name="b", role="judger")]
+    program = latent_mas.build(recipe(graph=chain(own))).program(SAMPLES[2])
+    assert "Ponder what is 2 + 2?" in program.steps[0].text
+    assert program.steps[1].steps == 9
+
+
+def test_agents_see_their_own_view_of_the_question():
+    split = Sample(id="x", question="how many?", target="3", views={"planner": "there are 3"})
+    program = latent_mas.build(recipe()).program(split)
+    reads = [step.text for step in program if isinstance(step, Read)]
+    assert "there are 3" in reads[0]
+    assert all("there are 3" not in text and "how many?" in text for text in reads[1:])
+
+
+def test_counts_are_exact_for_latent_mas_and_a_bound_for_text_mas():
+    backend = ScriptedBackend()
+    for build in (latent_mas.build, text_mas.build):
+        method = build(recipe())
+        programs, _ = solved(method, SAMPLES[0], backend)
+        real = [program.count() for program in programs]
+        counted = method.count(SAMPLES[0])
+        assert counted.prompt_tokens >= sum(count.prompt_tokens for count in real)
+        assert counted.max_slots >= max(count.max_slots for count in real)
+        if method.name == "latent_mas":
+            assert [counted] == real
+
+
+# --- control arms ---
+
+
+def test_no_transfer_is_the_last_agent_alone():
+    program = latent_mas.build(recipe(), arm=Control.NO_TRANSFER).program(SAMPLES[0])
+    assert verbs(program) == "Read Write"
+    assert program.agents == ("judger",)
+
+
+def test_noise_changes_the_source_of_thoughts_and_nothing_else():
+    plain = latent_mas.build(recipe()).program(SAMPLES[0])
+    noisy = control(Control.NOISE, plain)
+    assert {step.source for step in noisy if isinstance(step, Think)} == {ThoughtSource.NOISE}
+    back = [dataclasses.replace(s, source=ThoughtSource.OWN) if isinstance(s, Think) else s for s in noisy]
+    assert Program(tuple(back)) == plain
+
+
+def test_other_question_is_the_donors_memory_under_ones_own_last_prompt():
+    method = latent_mas.build(recipe(), arm=Control.OTHER_QUESTION, samples=SAMPLES, seed=3)
+    sample = SAMPLES[4]
+    donor = next(other for other in SAMPLES if other.id == method.donor_of(sample))
+    program = method.program(sample)
+    assert donor.id != sample.id
+    assert all(donor.question in step.text for step in program.steps[:-2] if isinstance(step, Read))
+    assert sample.question in program.steps[-2].text
+    assert donor.question not in program.steps[-2].text
+    assert isinstance(program.steps[-1], Write)
+
+
+def test_donors_are_a_derangement_fixed_by_the_seed():
+    for n in range(2, 30):
+        some = [Sample(id=str(k), question="q", target="1") for k in range(n)]
+        given = donors(some, seed=n)
+        assert sorted(donor.id for donor in given.values()) == sorted(sample.id for sample in some)
+        assert all(donor.id != taker for taker, donor in given.items())
+        assert given == donors(some, seed=n)
+    assert donors(SAMPLES, seed=1) != donors(SAMPLES, seed=2)
+
+
+def test_a_donor_needs_another_sample():
+    with pytest.raises(ConfigError, match="at least 2"):
+        donors(SAMPLES[:1], seed=0)
+
+
+def test_a_control_arm_of_a_program_without_memory_is_refused():
+    program = Program((Read(agent="a", tokens=(1,)), Write(agent="a", max_new_tokens=1)))
+    for arm in (Control.NO_TRANSFER, Control.OTHER_QUESTION, Control.NOISE):
+        with pytest.raises(ConfigError, match="hands over nothing"):
+            control(arm, program)

@@ -1,0 +1,90 @@
+"""Teams: who hears whom, and what a team file may say."""
+
+import re
+
+import pytest
+
+from latentmas.agents import Agent, AgentGraph, chain, load_team, parse_team
+from latentmas.errors import ConfigError
+
+TEAM = """\
+description: two who check each other
+agents:
+  - name: solver
+    role: planner
+    latent_steps: 7
+  - name: judge
+    prompt:
+      latent: "Decide: {question}"
+      text: "Decide: {question} {context}"
+"""
+
+
+def test_the_default_chain_has_the_four_agents_of_the_paper():
+    graph = chain()
+    assert [agent.name for agent in graph.agents] == ["planner", "critic", "refiner", "judger"]
+    assert graph.is_chain
+    assert graph.sink.name == "judger"
+    assert [agent.name for agent in graph.heard_by("refiner")] == ["planner", "critic"]
+
+
+def test_a_team_file_without_edges_is_a_chain_in_its_order():
+    graph = parse_team(TEAM)
+    assert graph.edges == {("solver", "judge")}
+    assert graph.agents[0].latent_steps == 7
+    assert graph.agents[1].text_prompt == "Decide: {question} {context}"
+
+
+def test_a_prompt_of_one_string_serves_both_ways_of_talking():
+    graph = parse_team("agents:\n  - name: a\n    prompt: Hello {question}\n")
+    assert graph.agents[0].text_prompt == graph.agents[0].latent_prompt == "Hello {question}"
+
+
+def test_agents_are_sorted_so_that_speakers_come_first():
+    agents = tuple(Agent(name=name, role=name) for name in ("last", "first", "middle"))
+    graph = AgentGraph(agents, frozenset({("first", "middle"), ("middle", "last")}))
+    assert [agent.name for agent in graph.agents] == ["first", "middle", "last"]
+
+
+def test_agents_that_do_not_reach_each_other_do_not_hear_each_other():
+    agents = tuple(Agent(name=name, role=name) for name in "abc")
+    graph = AgentGraph(agents, frozenset({("a", "c"), ("b", "c")}))
+    assert not graph.is_chain
+    assert graph.heard_by("b") == ()
+    assert [agent.name for agent in graph.heard_by("c")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("agents:\n  - name: a\n    role: planner\n  - name: a\n    role: critic\n", r"line 2, agents: two agents are called 'a'"),
+        ("agents:\n  - name: a\n    role: x\n    latent_steps: -1\n", r"line 4, agents\[0\].latent_steps: "),
+        ("agents:\n  - name: a\n    role: x\n    colour: red\n", r"line 4, agents\[0\].colour: "),
+        ("agents:\n  - role: x\n", r"line 2, agents\[0\].name: "),
+        ("agents:\n  - name: a\n", r"line 2, agents\[0\]: 'a' has neither a role nor a prompt"),
+        ("agents: []\n", r"line 1, agents: "),
+        ("agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges:\n  - [a, b]\n  - [b, a]\n", r"line 5, edges: the team has a cycle: a -> b -> a|line 5, edges: the team has a cycle: b -> a -> b"),
+        ("agents:\n  - {name: a, role: x}\nedges:\n  - [a, z]\n", r"line 4, edges: an edge names 'z'"),
+        ("agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges: []\n", r"2 agents have nobody to speak to"),
+        ("agents:\n  - {name: a, role: x\n", r"line \d+: no valid YAML"),
+        ("- just\n- a list\n", r"line 1, top level"),
+        ("agents:\n  - name: a\n    prompt: {tex: hello}\n", r"line 3, agents\[0\].prompt"),
+    ],
+)
+def test_an_error_in_a_team_file_names_line_and_field(text, complaint):
+    with pytest.raises(ConfigError) as error:
+        parse_team(text, "team.yaml")
+    assert re.search(complaint, str(error.value)), str(error.value)
+    assert str(error.value).startswith("team.yaml")
+
+
+def test_a_missing_team_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_team(tmp_path / "nowhere.yaml")
+
+
+def test_a_team_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "team.yaml"
+    path.write_bytes(b"agents:\n  - name: caf\xe9\n    role: x\n")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_team(path)
