@@ -1,0 +1,338 @@
+"""Numbers are found and read in every notation models write them in. A grading bug adds its row before its fix."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentmas.errors import DataError
+from latentmas.samples import FinishReason, Verdict
+from latentmas.scorers.number import parse_target, score
+
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
+
+BOXES = [
+    # plain
+    (r"\boxed{18}", "18", STOP, CORRECT),
+    (r"\boxed{18}", "18", LENGTH, CORRECT),
+    (r"\boxed{19}", "18", STOP, WRONG),
+    (r"\boxed {18}", "18", STOP, CORRECT),
+    (r"\fbox{18}", "18", STOP, CORRECT),
+    (r"\\boxed{18}", "18", STOP, CORRECT),
+    (r"\boxed{(18)}", "18", STOP, CORRECT),
+    (r"\boxed{\left(18\right)}", "18", STOP, CORRECT),
+    (r"\boxed{$18$}", "18", STOP, CORRECT),
+    (r"\boxed{\(18\)}", "18", STOP, CORRECT),
+    (r"\boxed{~18~}", "18", STOP, CORRECT),
+    (r"\boxed{+18}", "18", STOP, CORRECT),
+    (r"\boxed{.5}", "1/2", STOP, CORRECT),
+    (r"\boxed{025}", "25", STOP, CORRECT),
+    ("\\boxed{１８}", "18", STOP, CORRECT),
+    (r"\boxed{18.00}", "18", STOP, CORRECT),
+    (r"\boxed{18.}", "18", STOP, CORRECT),
+    (r"\boxed{18,}", "18", STOP, CORRECT),
+    # thousands
+    (r"\boxed{2,125}", "2125", STOP, CORRECT),
+    (r"\boxed{2{,}125}", "2125", STOP, CORRECT),
+    (r"\boxed{\$2,\!125}", "2125", STOP, CORRECT),
+    (r"\boxed{1\,450\,000}", "1450000", STOP, CORRECT),
+    (r"\boxed{1 450 000}", "1450000", STOP, CORRECT),
+    (r"\boxed{1'450'000}", "1450000", STOP, CORRECT),
+    (r"\boxed{1.450.000}", "1450000", STOP, CORRECT),
+    (r"\boxed{1_450_000}", "1450000", STOP, CORRECT),
+    (r"\boxed{\$1,450,000.00}", "1450000", STOP, CORRECT),
+    (r"\boxed{2,999}", "2", STOP, WRONG),
+    (r"\boxed{1,23}", "123", STOP, WRONG),
+    (r"\boxed{12,345,67}", "1234567", STOP, WRONG),
+    (r"\boxed{3{,}5}", "3.5", STOP, WRONG),
+    # signs
+    (r"\boxed{−18}", "-18", STOP, CORRECT),
+    (r"\boxed{–18}", "-18", STOP, CORRECT),
+    (r"\boxed{-\$18}", "-18", STOP, CORRECT),
+    (r"\boxed{$-18}", "-18", STOP, CORRECT),
+    (r"\boxed{-(-3)}", "3", STOP, CORRECT),
+    (r"\boxed{18}", "-18", STOP, WRONG),
+    # fractions
+    (r"\boxed{\frac{1}{2}}", "0.5", STOP, CORRECT),
+    (r"\boxed{\dfrac12}", "0.5", STOP, CORRECT),
+    (r"\boxed{-\frac{1}{2}}", "-0.5", STOP, CORRECT),
+    (r"\boxed{\frac{-9}{3}}", "-3", STOP, CORRECT),
+    (r"\boxed{\tfrac{9}{3}}", "3", STOP, CORRECT),
+    (r"\boxed{\nicefrac{1}{2}}", "0.5", STOP, CORRECT),
+    (r"\boxed{\frac{\frac{1}{2}}{3}}", "1/6", STOP, CORRECT),
+    (r"\boxed{\frac{1}{\frac{1}{3}}}", "3", STOP, CORRECT),
+    (r"\boxed{1/2}", "0.5", STOP, CORRECT),
+    (r"\boxed{0.333}", "1/3", STOP, WRONG),
+    (r"\boxed{3\frac{1}{2}}", "3.5", STOP, CORRECT),
+    (r"\boxed{3 1/2}", "7/2", STOP, CORRECT),
+    ("\\boxed{3½}", "3.5", STOP, CORRECT),
+    ("\\boxed{½}", "0.5", STOP, CORRECT),
+    (r"\boxed{1/0}", "18", STOP, WRONG),
+    # percent: 50 % is 50
+    (r"\boxed{50\%}", "50", STOP, CORRECT),
+    (r"\boxed{50 percent}", "50", STOP, CORRECT),
+    (r"\boxed{50%}", "0.5", STOP, WRONG),
+    (r"\boxed{18\%\text{ of them}}", "18", STOP, CORRECT),
+    # powers
+    (r"\boxed{1.0\times10^6}", "1000000", STOP, CORRECT),
+    (r"\boxed{1.5 \times 10^{6}}", "1500000", STOP, CORRECT),
+    (r"\boxed{1.5 \cdot 10^{-3}}", "0.0015", STOP, CORRECT),
+    ("\\boxed{1.5·10⁶}", "1500000", STOP, CORRECT),
+    (r"\boxed{1e6}", "1000000", STOP, CORRECT),
+    (r"\boxed{1.2E-3}", "0.0012", STOP, CORRECT),
+    (r"\boxed{10^6}", "1000000", STOP, CORRECT),
+    (r"\boxed{2^{10}}", "1024", STOP, CORRECT),
+    (r"\boxed{1.5 million}", "1500000", STOP, CORRECT),
+    (r"\boxed{\$3\text{ thousand}}", "3000", STOP, CORRECT),
+    # equations
+    (r"\boxed{x=5}", "5", STOP, CORRECT),
+    (r"\boxed{\$x = 5}", "5", STOP, CORRECT),
+    (r"\boxed{f(2)=18}", "18", STOP, CORRECT),
+    (r"\boxed{18=x}", "18", STOP, CORRECT),
+    (r"\boxed{9 \times 2 = 18}", "18", STOP, CORRECT),
+    (r"\boxed{\approx 18}", "18", STOP, CORRECT),
+    # two values, or another one
+    (r"\boxed{x = 3, y = 5}", "5", STOP, WRONG),
+    (r"\boxed{x=3 \text{ or } x=5}", "5", STOP, WRONG),
+    (r"\boxed{3, 5}", "5", STOP, WRONG),
+    (r"\boxed{3 \text{ and } 5}", "5", STOP, WRONG),
+    (r"\boxed{\{3,5\}}", "5", STOP, WRONG),
+    (r"\boxed{(3,5)}", "5", STOP, WRONG),
+    (r"\boxed{3-5}", "3", STOP, WRONG),
+    (r"\boxed{3 \text{ to } 5}", "5", STOP, WRONG),
+    (r"\boxed{\pm 5}", "5", STOP, WRONG),
+    (r"\boxed{5:30}", "5", STOP, WRONG),
+    (r"\boxed{3:4}", "3", STOP, WRONG),
+    (r"\boxed{3 \mod 5}", "3", STOP, WRONG),
+    (r"\boxed{10+8}", "18", STOP, WRONG),
+    (r"\boxed{5 - x}", "5", STOP, WRONG),
+    (r"\boxed{5x}", "5", STOP, WRONG),
+    (r"\boxed{5\pi}", "5", STOP, WRONG),
+    (r"\boxed{\sqrt{25}}", "25", STOP, WRONG),
+    (r"\boxed{\text{none}}", "5", STOP, WRONG),
+    # units, words and fonts
+    (r"\boxed{18 \text{ apples}}", "18", STOP, CORRECT),
+    (r"\boxed{18\text{ cm}^2}", "18", STOP, CORRECT),
+    (r"\boxed{18\,\mathrm{m}^{2}}", "18", STOP, CORRECT),
+    ("\\boxed{18 cm²}", "18", STOP, CORRECT),
+    (r"\boxed{18 km/h}", "18", STOP, CORRECT),
+    (r"\boxed{18 miles per hour}", "18", STOP, CORRECT),
+    (r"\boxed{18 \text{ eggs/day}}", "18", STOP, CORRECT),
+    (r"\boxed{18\text{-inch}}", "18", STOP, CORRECT),
+    (r"\boxed{18\ \text{hours}}", "18", STOP, CORRECT),
+    (r"\boxed{18^{th}}", "18", STOP, CORRECT),
+    (r"\boxed{90^\circ}", "90", STOP, CORRECT),
+    (r"\boxed{90°}", "90", STOP, CORRECT),
+    (r"\boxed{€18}", "18", STOP, CORRECT),
+    (r"\boxed{18 USD}", "18", STOP, CORRECT),
+    (r"\boxed{USD 18}", "18", STOP, CORRECT),
+    (r"\boxed{18 dollars}", "18", STOP, CORRECT),
+    (r"\boxed{\text{Janet makes } \$18 \text{ per day}}", "18", STOP, CORRECT),
+    (r"\boxed{\text{18}}", "18", STOP, CORRECT),
+    (r"\boxed{\mathbf{18}}", "18", STOP, CORRECT),
+    (r"\boxed{{\rm 18}}", "18", STOP, CORRECT),
+    (r"\boxed{\Large 18}", "18", STOP, CORRECT),
+    (r"\boxed{\color{red}{18}}", "18", STOP, CORRECT),
+    (r"\boxed{**18**}", "18", STOP, CORRECT),
+    (r"\boxed{\textbf{(A) } 116}", "116", STOP, CORRECT),
+    (r"\boxed{(A) -5}", "-5", STOP, CORRECT),
+    # which box
+    (r"\boxed{3} then \boxed{18}", "18", STOP, CORRECT),
+    (r"\boxed{18} then \boxed{3}", "18", STOP, WRONG),
+    (r"\boxed{18} then \boxed{3", "18", LENGTH, CORRECT),
+    (r"so \boxed{18} (write \boxed{})", "18", STOP, CORRECT),
+    (r"\boxed{\boxed{18}}", "18", STOP, CORRECT),
+    (r"{ { \boxed{18}", "18", STOP, CORRECT),
+    (r"} \boxed{18}", "18", STOP, CORRECT),
+    (r"\boxed{18} dollars for 3 days", "18", STOP, CORRECT),
+    (r"\boxed{}", "5", STOP, NO_ANSWER),
+    (r"\boxed{18 \text{ eggs}", "18", LENGTH, NO_ANSWER),
+]
+
+THINKING = [
+    (r"<think>\boxed{3}</think>\boxed{18}", "18", STOP, CORRECT),
+    (r"<think>\boxed{18}</think>\boxed{3}", "18", STOP, WRONG),
+    (r"\boxed{3}</think>18", "18", STOP, CORRECT),
+    (r"<think>3</think>4<think>5</think>18", "18", STOP, CORRECT),
+    (r"<think>\boxed{18}", "18", STOP, NO_ANSWER),
+    (r"<think>\boxed{18}</think> done", "18", STOP, NO_ANSWER),
+    (r"\boxed{18} <think> but then", "18", LENGTH, NO_ANSWER),
+]
+
+MARKERS = [
+    ("#### 18", "18", STOP, CORRECT),
+    ("so\n#### 18\n", "18", LENGTH, CORRECT),
+    ("#### $1,450,000", "1450000", STOP, CORRECT),
+    ("#### 18 eggs", "18", STOP, CORRECT),
+    ("#### -18", "-18", STOP, CORRECT),
+    ("#### **18**", "18", STOP, CORRECT),
+    ("#### 3\n#### 18", "18", STOP, CORRECT),
+    ("#### 18\nI hope that 100 % is clear", "18", STOP, CORRECT),
+    ("#### 2. Second step\nThe answer is 18.", "18", STOP, CORRECT),
+    ("#### Step 2\n 18", "18", STOP, CORRECT),
+    ("The answer is 18.", "18", STOP, CORRECT),
+    ("The answer is $18.", "18", LENGTH, CORRECT),
+    ("The final answer is 2,125.", "2125", STOP, CORRECT),
+    ("**Answer:** 18", "18", STOP, CORRECT),
+    ("**Final Answer:**\n\n$18$", "18", STOP, CORRECT),
+    ("Answer: 18 eggs", "18", STOP, CORRECT),
+    ("ANSWER: 18", "18", STOP, CORRECT),
+    ("answer = 18", "18", STOP, CORRECT),
+    ("The answer is **18**.", "18", STOP, CORRECT),
+    ("The answer is: \\(18\\)", "18", STOP, CORRECT),
+    ("The answer is \\$18.50 per day", "18.5", STOP, CORRECT),
+    ("The answer is therefore $\\frac{3}{4}$.", "0.75", STOP, CORRECT),
+    ("The answer is 9 * 2 = 18 dollars.", "18", STOP, CORRECT),
+    ("The answer is 18 because 9*2 is 18", "18", STOP, CORRECT),
+    ("The answer is 18, which is 9*2.", "18", STOP, CORRECT),
+    ("The answer is 18 (nine times 2).", "18", STOP, CORRECT),
+    ("The answer is 3. No, the answer is 18.", "18", STOP, CORRECT),
+    ("The answer is 3 or 5", "5", STOP, WRONG),
+    ("The answer is 3, 5", "5", STOP, WRONG),
+    ("the answer is not 18", "18", STOP, WRONG),
+    ("The answer is unknown", "18", STOP, NO_ANSWER),
+]
+
+LAST_NUMBERS = [
+    ("", "18", STOP, NO_ANSWER),
+    ("no idea", "18", STOP, NO_ANSWER),
+    ("She makes 18 dollars.", "18", STOP, CORRECT),
+    ("She makes 18 dollars.", "18", LENGTH, NO_ANSWER),
+    ("She makes $1,450,000.", "1450000", STOP, CORRECT),
+    ("She has $1,234, as requested.", "1234", STOP, CORRECT),
+    ("so $1{,}234$", "1234", STOP, CORRECT),
+    (r"so $1\,450\,000$ dollars", "1450000", STOP, CORRECT),
+    ("so 1\u202f450\u202f000 dollars", "1450000", STOP, CORRECT),
+    ("values 10 200 300", "300", STOP, CORRECT),
+    ("The area is 18 m^2.", "18", STOP, CORRECT),
+    ("18 tons of CO2", "18", STOP, CORRECT),
+    ("It was 18 in 2 m^2", "2", STOP, CORRECT),
+    ("9 * 2 = 18", "18", STOP, CORRECT),
+    ("10-18", "18", STOP, CORRECT),
+    ("it is -18", "-18", STOP, CORRECT),
+    ("it is −18.", "-18", STOP, CORRECT),
+    ("profit of -$18", "-18", STOP, CORRECT),
+    ("it is 3/4", "0.75", STOP, CORRECT),
+    ("it is 3 1/2 cups", "3.5", STOP, CORRECT),
+    (r"it is \frac{3}{4}.", "0.75", STOP, CORRECT),
+    ("it is 1.5e3", "1500", STOP, CORRECT),
+    ("about $1.5 \\times 10^6$", "1500000", STOP, CORRECT),
+    ("it is 2.5 million people", "2500000", STOP, CORRECT),
+    ("18%", "18", STOP, CORRECT),
+    ("= 18.50.", "18.5", STOP, CORRECT),
+    ("(18)", "18", STOP, CORRECT),
+    ("１８", "18", STOP, CORRECT),
+]
+
+FOUND_BY = [
+    (r"#### 3 so the answer is 4, \boxed{5} or 6", "box", "5"),
+    ("#### 3\nso the answer is 4, or 6", "marker", "3"),
+    ("so the answer is 4.\nOr 6", "marker", "4"),
+    ("or 6 eggs", "last_number", "6"),
+    ("or some eggs", None, None),
+]
+
+FRAGMENTS = (
+    *"0123456789.,-+*/^=(){}[]\\$%e# \nabx½²⁄−±~'_５\u0301\ud800",
+    "\\boxed{",
+    "\\frac{",
+    "\\text{",
+    "answer is ",
+    "Answer:",
+    "#### ",
+    "\\,",
+    "{,}",
+    "\\times 10^",
+    " million",
+    "<think>",
+    "</think>",
+)
+ADVERSARIES = (
+    *FRAGMENTS,
+    "\\boxed",
+    "\\boxed ",
+    "\\boxed{}",
+    "\\boxed{1}",
+    "\\boxed{{",
+    "1,",
+    "1 ",
+    "1/",
+    "1e",
+    "^2",
+    "m2",
+    "answer",
+    "answer ",
+    "answer is 1 ",
+    "answer is (",
+    "answer:1;",
+    "#### 1 ",
+    "#### (",
+    "\u0301\u0323",
+)
+
+
+@pytest.mark.parametrize(("text", "target", "finish_reason", "verdict"), [*BOXES, *THINKING, *MARKERS, *LAST_NUMBERS])
+def test_answers_are_graded(text: str, target: str, finish_reason: FinishReason, verdict: Verdict) -> None:
+    assert score(text, target, finish_reason).verdict is verdict
+
+
+@pytest.mark.parametrize(("text", "found_by", "prediction"), FOUND_BY)
+def test_the_score_says_how_the_answer_was_found(text: str, found_by: str | None, prediction: str | None) -> None:
+    graded = score(text, "7", STOP)
+    assert (graded.found_by, graded.prediction) == (found_by, prediction)
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "1e999999999", "9^{9^9}", "9^{99999999}", "1/0", "10^{-9999999}"])
+def test_no_number_is_too_large_to_grade(digits: str) -> None:
+    for text in (f"\\boxed{{{digits}}}", f"#### {digits}", f"so it is {digits}"):
+        assert score(text, "18", STOP).verdict is WRONG
+
+
+@pytest.mark.parametrize(
+    ("target", "value"), [("18", 18), ("1450000", 1450000), ("-3", -3), ("0.5", 0.5), ("073", 73), ("248.0", 248)]
+)
+def test_targets_are_exact(target: str, value: float) -> None:
+    assert parse_target(target) == value
+
+
+@pytest.mark.parametrize("target", ["", "eighteen", "3 or 5", "x", "1" * 5000])
+def test_a_target_that_is_no_number_is_a_data_error(target: str) -> None:
+    with pytest.raises(DataError, match="is no number"):
+        parse_target(target)
+    with pytest.raises(DataError, match="is no number"):
+        score("18", target, STOP)
+
+
+@given(st.one_of(st.text(max_size=300), st.lists(st.sampled_from(FRAGMENTS), max_size=60).map("".join)))
+@settings(max_examples=400, deadline=None)
+def test_no_text_makes_the_scorer_raise(text: str) -> None:
+    for shown in (text, f"\\boxed{{{text}}}", f"The answer is {text}", f"#### {text}"):
+        assert score(shown, "18", STOP).verdict in Verdict
+        assert score(shown, "18", LENGTH).found_by != "last_number"
+
+
+@given(st.integers(-(10**12), 10**12))
+@settings(deadline=None)
+def test_any_integer_is_found_in_any_clothes(number: int) -> None:
+    grouped = f"{number:,}"
+    for shown in (grouped, grouped.replace(",", "{,}"), grouped.replace(",", "\\,"), f"{number}.00", f"\\${number}"):
+        for text in (f"\\boxed{{{shown}}}", f"#### {shown}", f"The answer is {shown}.", f"which makes {shown}"):
+            assert score(text, str(number), STOP).verdict is CORRECT
+            assert score(text, str(number + 1), STOP).verdict is WRONG
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds"), [(50_000, 0.2), pytest.param(1_000_000, 1, marks=pytest.mark.slow)], ids=["50kB", "1MB"]
+)
+def test_long_texts_take_linear_time(size: int, seconds: float) -> None:
+    texts = [piece * (size // len(piece)) for piece in ADVERSARIES]
+    texts += [f"\\boxed{{{text}}}" for text in texts] + [f"answer is {text}" for text in texts]
+    texts += ["1" + "-" * size, "\\boxed{" * (size // 8) + "1" + "}" * (size // 8)]
+    for text in texts:
+        began = time.process_time()
+        score(text, "18", STOP)
+        assert time.process_time() - began < seconds, text[:20]
