@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from latentmas.samples import Record, Verdict
 
+SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
+"""Libraries whose loggers bring a handler of their own; showing their records again would double them."""
 PLAIN_SECONDS = 10.0
 """Time between two progress lines where stderr is no terminal."""
 
@@ -26,6 +28,7 @@ PLAIN_SECONDS = 10.0
 def warnings_shown(console: Console) -> Iterator[None]:
     """Show log records of level warning and above, and Python's warnings, on `console`."""
     handler = RichHandler(logging.WARNING, console=console, show_time=False, show_path=False)
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in SPEAK_THEMSELVES)
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)

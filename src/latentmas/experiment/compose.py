@@ -218,6 +218,7 @@ def open_codec(config: RunConfig) -> Codec:
     from latentmas.backends.hf.load import load_config, load_tokenizer
 
     options = _load_options(config)
+    options.resolved_device()
     load_config(options)
     return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
 

@@ -47,9 +47,7 @@ class PromptSet:
         """Return the content of an agent's user turn. `earlier` maps agents to their texts, in order."""
         entries = [self.context_entry.format(agent=name, text=text) for name, text in (earlier or {}).items()]
         values = {"question": question, "context": "".join(entries), "answer_format": self.answer_format}
-        return re.sub(
-            r"\{(question|context|answer_format)\}", lambda m: values[m[1]], self.texts[agent][mode]
-        )
+        return re.sub(r"\{(question|context|answer_format)\}", lambda m: values[m[1]], self.texts[agent][mode])
 
 
 def tiny_prompts() -> PromptSet:

@@ -103,9 +103,7 @@ class Evaluator:
         seconds = time.process_time() - started
         return Measurement(cell=cell, correct=correct, count=count, written=written / count, seconds=seconds)
 
-    def _solve(
-        self, cell: Cell, problems: list[Problem], noise: torch.Generator | None
-    ) -> tuple[list[str], int]:
+    def _solve(self, cell: Cell, problems: list[Problem], noise: torch.Generator | None) -> tuple[list[str], int]:
         """Return the final replies and how many tokens were written."""
         if cell.method == "single":
             questions = [curriculum.agent_question(p, "single", cell.divided) for p in problems]
@@ -116,13 +114,14 @@ class Evaluator:
         memory = None
         if cell.method == "latent":
             givers = chains[1:] + chains[:1] if cell.donor else chains
-            memory = remember(
+            size = (3, len(chains), cell.steps, self.network.size.hidden_size)
+            memory, _ = remember(
                 self.network,
                 [[self._chat(chain[agent]) for chain in givers] for agent in range(3)],
                 cell.steps,
                 self.pad,
                 aligner=self.network.ridge() if cell.realign else None,
-                noise=noise,
+                given=list(self.network.rescale(torch.randn(size, generator=noise))) if noise else None,
                 only_thoughts=cell.only_thoughts,
             )
         return self._write([chain[3] for chain in chains], memory)

@@ -151,9 +151,7 @@ def row(problem: Problem, identifier: str) -> Row:
 
 def split_row(problem: Problem, identifier: str) -> SplitRow:
     """Return the split task's row."""
-    return SplitRow(
-        id=identifier, question=final_question(problem), answer=_answer(problem), views=views(problem)
-    )
+    return SplitRow(id=identifier, question=final_question(problem), answer=_answer(problem), views=views(problem))
 
 
 def _answer(problem: Problem) -> str:

@@ -14,9 +14,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Muon over matrices, which are stacked by shape so that a step is a few large products."""
 
-    def __init__(
-        self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, rounds: int = 5
-    ) -> None:
+    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, rounds: int = 5) -> None:
         super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "rounds": rounds})
 
     @torch.no_grad()

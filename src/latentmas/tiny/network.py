@@ -148,9 +148,7 @@ class Network(nn.Module):
         exponents = torch.arange(0, size.head_dim, 2) / size.head_dim
         self.register_buffer("frequencies", size.rope_theta**-exponents, persistent=False)
 
-    def extend(
-        self, inputs: Tensor, real: Tensor | None = None, memory: Memory | None = None
-    ) -> tuple[Tensor, Memory]:
+    def extend(self, inputs: Tensor, real: Tensor | None = None, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Lay new slots on a memory.
 
         Args:
@@ -192,25 +190,25 @@ class Network(nn.Module):
         )
         return hidden, longer
 
-    def think(
-        self, memory: Memory, steps: int, aligner: Tensor | None, noise: Tensor | None = None
-    ) -> Memory:
-        """Append `steps` thoughts.
+    def think(self, memory: Memory, steps: int, aligner: Tensor | None) -> tuple[Memory, Tensor]:
+        """Append `steps` thoughts and return the longer memory and the vectors fed, ``[B, steps, D]``.
 
         Args:
             memory: Where to start; its last slot must be real in every row.
             steps: How many; 0 changes nothing.
             aligner: ``[D, D]`` from `ridge`; None rescales only.
-            noise: ``[B, steps, D]`` vectors to think instead of the own ones, for a control.
         """
-        norm = self.embedding_norm()
-        for step in range(steps):
-            thought = memory.last if noise is None else noise[:, step]
-            if aligner is not None:
-                thought = thought @ aligner
-            thought = thought * (norm / thought.norm(dim=-1, keepdim=True).clamp(min=1e-6))
-            _, memory = self.extend(thought.unsqueeze(1), memory=memory)
-        return memory
+        thoughts = [memory.last.new_empty(len(memory.last), 0, self.size.hidden_size)]
+        for _ in range(steps):
+            thought = memory.last if aligner is None else memory.last @ aligner
+            thoughts.append(self.rescale(thought).unsqueeze(1))
+            _, memory = self.extend(thoughts[-1], memory=memory)
+        return memory, torch.cat(thoughts, 1)
+
+    def rescale(self, vectors: Tensor) -> Tensor:
+        """Return the vectors with the mean norm of the input embeddings."""
+        scaled: Tensor = vectors * (self.embedding_norm() / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+        return scaled
 
     def embedding_norm(self) -> Tensor:
         """Return the mean row norm of the input embeddings; no gradient flows through it."""
@@ -246,10 +244,10 @@ def remember(
     pad: int,
     *,
     aligner: Tensor | None = None,
-    noise: torch.Generator | None = None,
+    given: Sequence[Tensor] | None = None,
     only_thoughts: bool = False,
-) -> Memory:
-    """Return what the earlier agents leave to the judger.
+) -> tuple[Memory, list[Tensor]]:
+    """Return what the earlier agents leave to the judger, and per agent the vectors that were thought.
 
     Args:
         network: The model.
@@ -257,17 +255,21 @@ def remember(
         steps: Thoughts after each agent's prompt.
         pad: Id that fills short rows on the left.
         aligner: From `Network.ridge`; None rescales only.
-        noise: Where random thoughts come from, for a control; None thinks the own ones.
+        given: Per agent ``[B, steps, D]``: vectors to feed in place of the own thoughts, at the right norm.
         only_thoughts: Hide the prompts from the judger; positions do not change.
     """
     memory: Memory | None = None
     thought_slots: list[bool] = []
-    for agent_prompts in prompts:
+    thoughts: list[Tensor] = []
+    for index, agent_prompts in enumerate(prompts):
         ids, real = pad_left(agent_prompts, pad)
         _, memory = network.extend(ids, real, memory)
-        shape = (len(agent_prompts), steps, network.size.hidden_size)
-        vectors = None if noise is None else torch.randn(shape, generator=noise)
-        memory = network.think(memory, steps, None if noise else aligner, vectors)
+        if given is None:
+            memory, vectors = network.think(memory, steps, aligner)
+        else:
+            vectors = given[index]
+            _, memory = network.extend(vectors, memory=memory)
+        thoughts.append(vectors)
         thought_slots += [False] * ids.shape[1] + [True] * steps
     assert memory is not None
-    return memory.hide(~torch.tensor(thought_slots)) if only_thoughts else memory
+    return memory.hide(~torch.tensor(thought_slots)) if only_thoughts else memory, thoughts

@@ -2,6 +2,8 @@
 
 Everything follows from the seed: a run that was interrupted continues from its last checkpoint to the same
 end, up to the arithmetic of the machine. The result is a folder for transformers.
+
+The model is trained for the noise control: see `schedule`.
 """
 
 import argparse
@@ -68,9 +70,7 @@ class Trainer:
         progress = self.done / self.recipe.steps
         rising = min(1.0, (progress + 1e-9) / self.recipe.warm_up)
         falling = min(1.0, (1.02 - progress) / (1.02 - self.recipe.decay_from))
-        for optimizer, rate in zip(
-            self.optimizers, (self.recipe.matrix_rate, self.recipe.vector_rate), strict=True
-        ):
+        for optimizer, rate in zip(self.optimizers, (self.recipe.matrix_rate, self.recipe.vector_rate), strict=True):
             optimizer.param_groups[0]["lr"] = rate * rising * falling
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -86,12 +86,14 @@ class Trainer:
         lessons = batch.lessons
         memory = None
         if batch.steps:
-            memory = remember(
+            earlier = [[lesson.prompts[agent] for lesson in lessons] for agent in range(len(AGENTS) - 1)]
+            memory, _ = remember(
                 self.network,
-                [[lesson.prompts[agent] for lesson in lessons] for agent in range(len(AGENTS) - 1)],
+                earlier,
                 batch.steps,
                 self.pad,
                 aligner=self.network.ridge() if batch.realign else None,
+                given=self._noise(batch),
                 only_thoughts=batch.only_thoughts,
             )
             prompts = [lesson.prompts[-1] for lesson in lessons]
@@ -107,13 +109,18 @@ class Trainer:
         logits = self.network.lm_head(hidden[:, -longest:])  # [B, longest, V]
         return functional.cross_entropy(logits[reply_real], reply_ids[reply_real])
 
+    def _noise(self, batch: Batch) -> list[Tensor] | None:
+        if batch.noise_seed is None:
+            return None
+        size = (len(AGENTS) - 1, len(batch.lessons), batch.steps, self.network.size.hidden_size)
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(batch.noise_seed))
+        return list(self.network.rescale(noise))
+
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         unfinished = path.with_suffix(".part")
-        torch.save(
-            {"network": self.network.state_dict(), "optimizers": optimizers, "done": self.done}, unfinished
-        )
+        torch.save({"network": self.network.state_dict(), "optimizers": optimizers, "done": self.done}, unfinished)
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:

@@ -46,9 +46,7 @@ def final_question(problem: Problem) -> str:
 def sentences(problem: Problem) -> list[str]:
     """Return one text per fact; a distractor stands with the fact it follows."""
     texts = [
-        _pick(_STARTS, problem.wordings[0]).format(
-            owner=problem.owners[0], amount=problem.start, thing=problem.thing
-        )
+        _pick(_STARTS, problem.wordings[0]).format(owner=problem.owners[0], amount=problem.start, thing=problem.thing)
     ]
     for index, step in enumerate(problem.operations, start=1):
         other, owner = problem.owners[index - 1 : index + 1]

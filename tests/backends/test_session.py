@@ -1,0 +1,78 @@
+"""Session: a program one verb at a time."""
+
+import pytest
+
+from latentmas.backends.hf.session import Session
+from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError
+from latentmas.program import KeepSpec, Sampling, SlotKind
+
+
+@pytest.fixture
+def backend(tiny):
+    return tiny.backend("qwen3")
+
+
+def test_a_session_does_what_the_same_program_does_in_one_piece(backend):
+    session = Session(backend, seed=5)
+    session.read("planner", "what is 3 + 4?").think("planner", 4).hand_over("planner")
+    text = session.read("judger", "answer!").write("judger", 12, Sampling(temperature=0.8))
+    [completion] = backend.run([session.program], seeds=[5])
+    assert completion.text == text
+    assert completion.steps[1].thoughts == 4
+    # A program cut by length never feeds its last token; a session may go on, so it does.
+    assert session.memory.slots - completion.steps[-1].slots in (0, 1)
+
+
+def test_nobody_thinks_before_something_was_read(backend):
+    with pytest.raises(ProgramError, match="no hidden state"):
+        Session(backend).think("a", 1)
+
+
+def test_forks_go_their_own_ways(backend):
+    trunk = Session(backend, seed=1).read("a", "pick a number")
+    slots = trunk.memory.slots
+    other = trunk.fork(seed=2)
+    hot = Sampling(temperature=1.5)
+    assert trunk.write("a", 16, hot) != other.write("a", 16, hot)
+    assert trunk.fork().memory.slots > slots
+    assert len(other.program.steps) == 2
+
+
+def test_a_fork_repeats_its_trunk_with_the_same_seed(backend):
+    trunk = Session(backend, seed=1).read("a", "pick a number")
+    hot = Sampling(temperature=1.5)
+    assert trunk.fork().write("a", 16, hot) == trunk.write("a", 16, hot)
+
+
+def test_a_saved_memory_is_read_on_by_the_same_model(backend, tmp_path):
+    first = Session(backend).read("planner", "the code is 4711").think("planner", 3)
+    first.save(tmp_path / "memory.safetensors")
+    later = Session.load(backend, tmp_path / "memory.safetensors")
+    assert later.memory.slots == first.memory.slots
+    assert later.read("judger", "the code?").write("judger", 10) == first.read("judger", "the code?").write("judger", 10)
+
+
+def test_a_memory_of_another_model_is_refused_in_one_line(tiny, backend, tmp_path):
+    Session(tiny.backend("llama")).read("a", "hello").save(tmp_path / "llama.safetensors")
+    with pytest.raises(MemoryMismatchError, match="fingerprint") as error:
+        Session.load(backend, tmp_path / "llama.safetensors")
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_what_is_dropped_is_gone(backend):
+    session = Session(backend).read("a", "some facts").think("a", 3).hand_over("a", KeepSpec(name="thoughts"))
+    assert session.memory.slots == 3
+    assert set(session.memory.kinds.flatten().tolist()) == {int(SlotKind.THOUGHT)}
+
+
+def test_an_unknown_filter_is_refused_by_name(backend):
+    with pytest.raises(CapabilityError, match="'sparkle'"):
+        Session(backend).read("a", "x").hand_over("a", KeepSpec(name="sparkle"))
+
+
+def test_a_step_beyond_the_context_is_refused_and_the_session_goes_on(backend):
+    session = Session(backend).read("a", "short")
+    with pytest.raises(ContextLimitError, match="1024"):
+        session.think("a", 5000)
+    assert session.think("a", 2).memory.slots > 2

@@ -1,0 +1,39 @@
+"""Team: the library face."""
+
+import pytest
+
+from latentmas import Agent, Team, chain
+from latentmas.errors import ConfigError, SampleError
+
+
+def test_a_team_answers_and_shows_what_each_agent_did(model_folder):
+    team = Team(str(model_folder), latent_steps=2, max_new_tokens=6)
+    record = team.ask("what is 1 + 1?")
+    assert [agent.name for agent in record.agents] == ["planner", "critic", "refiner", "judger"]
+    assert [agent.thoughts for agent in record.agents] == [2, 2, 2, 0]
+    assert record.verdict is None
+    assert record.text == record.agents[-1].text
+
+
+def test_answers_come_in_the_order_of_the_questions(model_folder):
+    team = Team(str(model_folder), latent_steps=1, max_new_tokens=4, generate_bs=2)
+    questions = [f"what is {n} + {n}?" for n in range(5)]
+    together = team.ask_all(questions)
+    assert [record.question for record in together] == questions
+    assert [record.text for record in together] == [team.ask(question).text for question in questions]
+
+
+def test_a_team_of_ones_own(model_folder):
+    agents = [Agent(name="one", role="planner", latent_steps=3), Agent(name="two", role="judger")]
+    record = Team(str(model_folder), graph=chain(agents), max_new_tokens=4).ask("why?")
+    assert [(agent.name, agent.role, agent.thoughts) for agent in record.agents] == [("one", "planner", 3), ("two", "judger", 0)]
+
+
+def test_a_question_that_cannot_be_answered_says_why(model_folder):
+    with pytest.raises(SampleError, match="4096"):
+        Team(str(model_folder), max_new_tokens=4096).ask("hello")
+
+
+def test_an_option_that_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="latent_steps"):
+        Team("tiny", latent_steps=-1)
