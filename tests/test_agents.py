@@ -57,13 +57,19 @@ def test_agents_that_do_not_reach_each_other_do_not_hear_each_other():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("agents:\n  - name: a\n    role: planner\n  - name: a\n    role: critic\n", r"line 2, agents: two agents are called 'a'"),
+        (
+            "agents:\n  - name: a\n    role: planner\n  - name: a\n    role: critic\n",
+            r"line 2, agents: two agents are called 'a'",
+        ),
         ("agents:\n  - name: a\n    role: x\n    latent_steps: -1\n", r"line 4, agents\[0\].latent_steps: "),
         ("agents:\n  - name: a\n    role: x\n    colour: red\n", r"line 4, agents\[0\].colour: "),
         ("agents:\n  - role: x\n", r"line 2, agents\[0\].name: "),
         ("agents:\n  - name: a\n", r"line 2, agents\[0\]: 'a' has neither a role nor a prompt"),
         ("agents: []\n", r"line 1, agents: "),
-        ("agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges:\n  - [a, b]\n  - [b, a]\n", r"line 5, edges: the team has a cycle: a -> b -> a|line 5, edges: the team has a cycle: b -> a -> b"),
+        (
+            "agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges:\n  - [a, b]\n  - [b, a]\n",
+            r"line 5, edges: the team has a cycle: a -> b -> a|line 5, edges: the team has a cycle: b -> a -> b",
+        ),
         ("agents:\n  - {name: a, role: x}\nedges:\n  - [a, z]\n", r"line 4, edges: an edge names 'z'"),
         ("agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges: []\n", r"2 agents have nobody to speak to"),
         ("agents:\n  - {name: a, role: x\n", r"line \d+: no valid YAML"),

@@ -91,6 +91,9 @@ class Sampling:
             raise ProgramError(f"top_p is {self.top_p}; expected a number in (0, 1], where 1 is off")
         if self.top_k < 0:
             raise ProgramError(f"top_k is {self.top_k}; expected 0 (off) or a positive number")
+        # 1 equals 1.0 but is written otherwise; equal programs must have equal digests.
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
 
     @property
     def greedy(self) -> bool:
@@ -161,6 +164,9 @@ class Join:
     def __post_init__(self) -> None:
         if len(self.branches) < 2:
             raise ProgramError(f"a Join of {len(self.branches)} branch joins nothing; expected at least 2")
+        for branch in self.branches:
+            if writers := [step.agent for step in branch if isinstance(step, Write)]:
+                raise ProgramError(f"agent {writers[0]!r} writes inside a Join; only memories can be joined")
 
 
 Step = Read | Think | Handover | Write | Join
@@ -236,6 +242,10 @@ class Program:
 
         A filter that is not structural is counted as keeping everything, so slots are an upper bound.
         """
+        return self._count()[0]
+
+    def _count(self) -> tuple[Count, dict[tuple[str, SlotKind], int]]:
+        """Return the counts, and how many slots of each agent and kind are left at the end."""
         prompt = thoughts = written = position = peak = 0
         slots: dict[tuple[str, SlotKind], int] = {}
 
@@ -262,21 +272,24 @@ class Program:
                     slots = {key: amount for key, amount in slots.items() if key[0] == step.agent}
                 case Join():
                     for branch in step.branches:
-                        inner = branch.count()
+                        inner, left = branch._count()
                         prompt += inner.prompt_tokens
                         thoughts += inner.thoughts
                         written += inner.max_written_tokens
-                        grow(branch.agents[-1], SlotKind.PROMPT, inner.max_slots)
-                        position += inner.positions - inner.max_slots
+                        position += inner.positions
+                        peak = max(peak, sum(slots.values()) + inner.max_slots)
+                        for key, amount in left.items():
+                            slots[key] = slots.get(key, 0) + amount
                 case Handover():
                     pass
-        return Count(
+        count = Count(
             prompt_tokens=prompt,
             thoughts=thoughts,
             max_written_tokens=written,
             max_slots=peak,
             positions=position,
         )
+        return count, slots
 
     def describe(self) -> str:
         """Return the program for a person: one line per step, after a line with its digest and counts."""

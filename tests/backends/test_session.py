@@ -49,7 +49,9 @@ def test_a_saved_memory_is_read_on_by_the_same_model(backend, tmp_path):
     first.save(tmp_path / "memory.safetensors")
     later = Session.load(backend, tmp_path / "memory.safetensors")
     assert later.memory.slots == first.memory.slots
-    assert later.read("judger", "the code?").write("judger", 10) == first.read("judger", "the code?").write("judger", 10)
+    assert later.read("judger", "the code?").write("judger", 10) == first.read("judger", "the code?").write(
+        "judger", 10
+    )
 
 
 def test_a_memory_of_another_model_is_refused_in_one_line(tiny, backend, tmp_path):

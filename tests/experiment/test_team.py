@@ -26,7 +26,10 @@ def test_answers_come_in_the_order_of_the_questions(model_folder):
 def test_a_team_of_ones_own(model_folder):
     agents = [Agent(name="one", role="planner", latent_steps=3), Agent(name="two", role="judger")]
     record = Team(str(model_folder), graph=chain(agents), max_new_tokens=4).ask("why?")
-    assert [(agent.name, agent.role, agent.thoughts) for agent in record.agents] == [("one", "planner", 3), ("two", "judger", 0)]
+    assert [(agent.name, agent.role, agent.thoughts) for agent in record.agents] == [
+        ("one", "planner", 3),
+        ("two", "judger", 0),
+    ]
 
 
 def test_a_question_that_cannot_be_answered_says_why(model_folder):

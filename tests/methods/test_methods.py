@@ -99,7 +99,10 @@ def test_the_context_limit_in_characters_cuts_the_oldest_text():
     assert "<planner>" in whole
     assert "<planner>" not in cut
     assert "<refiner>" in cut
-    assert len(whole) - len(cut) == len("".join(f"## From the {n}\n<{n}>\n\n" for n in ("planner", "critic", "refiner"))) - 12
+    assert (
+        len(whole) - len(cut)
+        == len("".join(f"## From the {n}\n<{n}>\n\n" for n in ("planner", "critic", "refiner"))) - 12
+    )
 
 
 def test_a_context_limit_of_zero_shows_nothing():
@@ -132,7 +135,10 @@ def test_a_team_that_is_no_chain_is_refused_by_latent_mas_and_run_by_text_mas():
 
 
 def test_an_agents_own_prompt_and_steps_come_before_those_of_the_run():
-    own = [Agent(name="a", role="planner", latent_prompt="Ponder {question}", latent_steps=9), Agent(name="b", role="judger")]
+    own = [
+        Agent(name="a", role="planner", latent_prompt="Ponder {question}", latent_steps=9),
+        Agent(name="b", role="judger"),
+    ]
     program = latent_mas.build(recipe(graph=chain(own))).program(SAMPLES[2])
     assert "Ponder what is 2 + 2?" in program.steps[0].text
     assert program.steps[1].steps == 9

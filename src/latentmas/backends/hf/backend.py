@@ -99,18 +99,26 @@ class HFBackend:
         return self._run_batch(batch)
 
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
-        """Run programs and return their completions in order; the first error is raised."""
+        """Run programs and return their completions in order; the first error is raised.
+
+        Jobs in flight are left alone.
+        """
         seeds = seeds or range(len(programs))
         if len(seeds) != len(programs):
             raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
-        for number, (program, seed) in enumerate(zip(programs, seeds, strict=True)):
-            self.submit(Job(key=str(number), program=program, seed=seed))
+        in_flight = self._pending, self._refused
+        self._pending, self._refused = deque(), []
         done: dict[str, Completion] = {}
-        while len(done) < len(programs):
-            for outcome in self.collect():
-                if isinstance(outcome, JobError):
-                    raise outcome.error
-                done[outcome.key] = outcome
+        try:
+            for number, (program, seed) in enumerate(zip(programs, seeds, strict=True)):
+                self.submit(Job(key=str(number), program=program, seed=seed))
+            while len(done) < len(programs):
+                for outcome in self.collect():
+                    if isinstance(outcome, JobError):
+                        raise outcome.error
+                    done[outcome.key] = outcome
+        finally:
+            self._pending, self._refused = in_flight  # a run that fails leaves nothing behind
         return [replace(done[str(number)], key="") for number in range(len(programs))]
 
     def environment(self) -> Mapping[str, str | int | float | bool | None]:

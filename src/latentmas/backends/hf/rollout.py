@@ -238,7 +238,9 @@ class Rollout:
             before = row.accounts[-1].slots if row.accounts else 0
             prompt = len(step_of.tokens) if isinstance(step_of := row.steps[len(row.accounts)], Read) else 0
             written = tuple(row.written) if isinstance(step, Write) else ()
-            fed = len(written) if row.finish_reason is FinishReason.STOP else max(len(written) - 1, 0)
+            # The last token of a text that was cut is read back only where a step follows.
+            unread = row.finish_reason is FinishReason.LENGTH and len(row.accounts) + 1 == len(row.steps)
+            fed = len(written) - unread
             row.accounts.append(
                 StepAccount(
                     verb=type(step).__name__,
@@ -249,7 +251,7 @@ class Rollout:
                     # A row that left the batch took what it wrote along; count what it had.
                     slots=remaining.get(id(row), before + fed),
                     memory_bytes=remaining.get(id(row), before + fed) * self.memory.slot_bytes,
-                    forward_passes=fed if isinstance(step, Write) and id(row) not in remaining else passes,
+                    forward_passes=fed if isinstance(step, Write) else passes,
                     seconds=seconds / len(rows),
                 )
             )
