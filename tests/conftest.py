@@ -115,17 +115,18 @@ class Tiny:
         tied: bool = False,
         dtype: Any = None,
         attention: str = "sdpa",
+        device: str = "cpu",
         **config: object,
     ) -> Any:
         """Return a verified `LoadedModel`; float64 unless told otherwise."""
         from latentmas.backends.hf.load import describe_model
         from latentmas.backends.hf.verify import verified
 
-        key = (kind, tied, dtype, attention, str(config))
+        key = (kind, tied, dtype, attention, device, str(config))
         if key not in self._models:
             causal = self.causal(kind, tied=tied, dtype=dtype, **config)
-            if attention != "sdpa":
-                causal = deepcopy(causal)  # the choice of attention is a state of the model
+            if (attention, device) != ("sdpa", "cpu"):
+                causal = deepcopy(causal).to(device)  # both are states of the model
             causal.set_attn_implementation(attention)
             self._models[key] = verified(describe_model(causal, self.tokenizer, attention))
         return self._models[key]

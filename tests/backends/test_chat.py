@@ -7,7 +7,10 @@ from latentmas.errors import ConfigError
 from latentmas.protocols import Message
 
 CHAT = [Message("system", "Be brief."), Message("user", "Why?")]
-PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def hf_subject(tiny: Any, **options: Any) -> Subject:
     )
 
 
-@pytest.fixture(params=["scripted", "transformers"])
+@pytest.fixture(params=["scripted", "transformers", pytest.param("cuda", marks=pytest.mark.gpu)])
 def subject(request: pytest.FixtureRequest, tiny: Any) -> Subject:
     if request.param == "scripted":
         return Subject(
@@ -47,6 +47,8 @@ def subject(request: pytest.FixtureRequest, tiny: Any) -> Subject:
             open=lambda capacity: ScriptedBackend(capacity=capacity, context=CONTEXT),
             positions_matter=True,
         )
+    if request.param == "cuda":
+        return hf_subject(tiny, device="cuda")
     return hf_subject(tiny)
 
 
