@@ -1,6 +1,7 @@
 """Teams: who hears whom, and what a team file may say."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,9 @@ def test_a_team_file_that_is_not_utf8_is_refused(tmp_path):
     path.write_bytes(b"agents:\n  - name: caf\xe9\n    role: x\n")
     with pytest.raises(ConfigError, match="UTF-8"):
         load_team(path)
+
+
+def test_the_example_team_is_a_chain_with_a_prompt_of_its_own():
+    graph = load_team(Path(__file__).parents[1] / "examples" / "team.yaml")
+    assert graph.is_chain
+    assert "{context}" in (graph.agents[1].text_prompt or "")

@@ -19,8 +19,8 @@ def hub_rows(
         ConfigError: The data set cannot be had: no connection, no such name, no access.
         DataError: It has another number of rows.
     """
-    from datasets import load_dataset  # type: ignore[import-untyped]
-    from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         table = load_dataset(repo, config, split=split, revision=revision)
