@@ -66,8 +66,8 @@ def comparison(runs: Sequence[tuple[str, Summary]]) -> Table:
         runs: What to call each run, and its numbers. Runs of one task stand together under its name.
     """
     result = Table(box=SIMPLE_HEAD, pad_edge=False)
-    result.add_column("")
-    for name in ("accuracy % (95 %)", "written", "thoughts", "prompt", "seconds"):
+    result.add_column("per sample", no_wrap=True)
+    for name in ("accuracy % (95 %)", "written", "thoughts", "prompt", "ms"):
         result.add_column(name, justify="right", no_wrap=True)
     task = None
     for name, summary in runs:
@@ -82,7 +82,7 @@ def comparison(runs: Sequence[tuple[str, Summary]]) -> Table:
             f"{summary.written_tokens / count:,.1f}",
             f"{summary.thoughts / count:,.1f}",
             f"{summary.prompt_tokens / count:,.0f}",
-            f"{summary.seconds / count:.3g}",
+            f"{1000 * summary.seconds / count:,.1f}",
         )
     return result
 
