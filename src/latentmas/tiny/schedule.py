@@ -1,9 +1,10 @@
 """In which order the embedded model is taught: the recipe's numbers and the batches that follow from them.
 
 A slot that holds a thought also reads, by attention, the prompt before it. Left alone, the model comes to rely on
-that and answers as well when noise is fed in place of thoughts (91.7 % on the split task where only thoughts are visible, measured on such a run). So some
-batches feed noise and expect the reply to another problem: noise is to say nothing. The low score of that control
-is therefore trained for; it shows that an engine feeds the thoughts it should, not how facts cross by nature.
+that: trained without noise batches it still solves 91.7 % of the split task when noise is fed in place of thoughts
+and only those slots are visible (n = 300; own thoughts 100 %). So some batches feed noise and expect the reply to
+another problem. The low score of that control is therefore trained for; it shows that an engine feeds the thoughts
+it should, not how facts cross by nature.
 """
 
 import random
