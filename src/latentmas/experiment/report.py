@@ -66,7 +66,7 @@ def comparison(runs: Sequence[tuple[str, Summary]]) -> Table:
         runs: What to call each run, and its numbers. Runs of one task stand together under its name.
     """
     result = Table(box=SIMPLE_HEAD, pad_edge=False)
-    result.add_column("per sample", no_wrap=True)
+    result.add_column("per sample", min_width=20)
     for name in ("accuracy % (95 %)", "written", "thoughts", "prompt", "ms"):
         result.add_column(name, justify="right", no_wrap=True)
     task = None
