@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentmas.errors import MemoryMismatchError
+from latentmas.backends.hf.load import fingerprint
+from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.memory import LatentMemory, Rope
 from latentmas.program import Handover, KeepSpec, Program, Read, SlotKind, Think
 
@@ -277,9 +280,38 @@ def test_a_memory_of_another_model_is_refused(tiny: Any, tmp_path: Path) -> None
         LatentMemory.load(tmp_path / "memory", own.fingerprint)
 
 
-def test_the_fingerprint_does_not_depend_on_the_dtype(tiny: Any) -> None:
+def test_the_fingerprint_tells_dtypes_apart(tiny: Any) -> None:
     models = [tiny.model(dtype=dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
-    assert len({model.fingerprint for model in models}) == 1
+    assert len({model.fingerprint for model in models}) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_changed_weight_changes_the_fingerprint(tiny: Any, dtype: torch.dtype) -> None:
+    causal = deepcopy(tiny.causal(dtype=dtype))
+    before = fingerprint(causal)
+    assert fingerprint(deepcopy(causal)) == before
+    for weight in (causal.lm_head.weight, causal.model.norm.weight, causal.model.layers[1].mlp.up_proj.weight):
+        flat = weight.data.view(-1)
+        kept = flat[-3].clone()
+        flat[-3] += 0.5
+        assert fingerprint(causal) != before
+        flat[-3] = kept
+    assert fingerprint(causal) == before
+
+
+def test_a_memory_that_cannot_be_written_is_one_sentence(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be written"):
+        LatentMemory(1, 0).save(tmp_path / "nowhere" / "memory.safetensors", "f")
+
+
+def test_a_memory_file_that_lost_a_tensor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "memory.safetensors"
+    LatentMemory(1, 0).save(path, "f")
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("valid", "positions")}
+    save_file(tensors, path, metadata)
+    with pytest.raises(MemoryMismatchError, match="damaged"):
+        LatentMemory.load(path, "f")
 
 
 def test_what_is_no_memory_file_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentmas.errors import MemoryMismatchError
+from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.program import SlotKind
 
 FILE_FORMAT: Final = "latentmas-memory-1"
@@ -285,7 +285,10 @@ class LatentMemory:
             "agent_names": json.dumps(self.agent_names),
             "layers": str(self.layers),
         }
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata)
+        try:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata)
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"the memory cannot be written to {str(path)!r}: {error}") from error
 
     @classmethod
     def load(cls, path: Path | str, fingerprint: str, device: torch.device | str = "cpu") -> LatentMemory:
@@ -307,17 +310,20 @@ class LatentMemory:
         if metadata["fingerprint"] != fingerprint:
             raise MemoryMismatchError(
                 f"{str(path)!r} was made by the model with fingerprint {metadata['fingerprint'][:16]}, this model has "
-                f"{fingerprint[:16]}; keys and values mean nothing to another model: load the one that made it"
+                f"{fingerprint[:16]}; it belongs to another model, or to this one in another dtype: load that one"
             )
-        valid = tensors["valid"]
-        memory = cls(valid.shape[0], int(metadata["layers"]), device, capacity=valid.shape[1])
-        memory.agent_names = json.loads(metadata["agent_names"])
-        memory.slots = valid.shape[1]
-        memory.next_position = tensors["next_position"]
-        memory._valid, memory._positions = valid, tensors["positions"]
-        memory._agents, memory._kinds = tensors["agents"], tensors["kinds"]
-        memory._keys = [tensors[f"keys.{layer}"] for layer in range(memory.layers)]
-        memory._values = [tensors[f"values.{layer}"] for layer in range(memory.layers)]
+        try:
+            valid = tensors["valid"]
+            memory = cls(valid.shape[0], int(metadata["layers"]), device, capacity=valid.shape[1])
+            memory.agent_names = json.loads(metadata["agent_names"])
+            memory.slots = valid.shape[1]
+            memory.next_position = tensors["next_position"]
+            memory._valid, memory._positions = valid, tensors["positions"]
+            memory._agents, memory._kinds = tensors["agents"], tensors["kinds"]
+            memory._keys = [tensors[f"keys.{layer}"] for layer in range(memory.layers)]
+            memory._values = [tensors[f"values.{layer}"] for layer in range(memory.layers)]
+        except (KeyError, ValueError) as error:
+            raise MemoryMismatchError(f"{str(path)!r} is damaged: {error} is missing or broken") from error
         return memory
 
     def _used(self, buffer: Tensor | None, layer: int) -> Tensor:

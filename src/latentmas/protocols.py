@@ -45,6 +45,11 @@ class Encoded:
 class Codec(Protocol):
     """Chats to tokens and back; needs no weights."""
 
+    @property
+    def digest(self) -> str:
+        """Changes whenever the same chat could become other tokens."""
+        ...
+
     def encode_chat(self, messages: Sequence[Message]) -> Encoded:
         """Render a chat that ends where the model's reply begins."""
         ...

@@ -76,3 +76,22 @@ def test_written_text_has_no_special_tokens(tokenizer):
     codec = ChatCodec(tokenizer)
     ids = [*codec.encode_text("fine"), tokenizer.eos_token_id]
     assert codec.decode(ids) == "fine"
+
+
+def test_a_template_that_leaves_out_the_user_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="leaves out what the user says"):
+        encoded(tokenizer, "hello")
+
+
+def test_a_template_that_raises_anything_is_an_error_of_one_sentence(tokenizer):
+    with pytest.raises(ConfigError, match="refuses this chat"):
+        encoded(tokenizer, "{{ messages[0].content + 1 }}")
+
+
+def test_the_digest_changes_with_template_and_tokenizer(tokenizer):
+    codec = ChatCodec(tokenizer)
+    before = codec.digest
+    tokenizer.chat_template = PLAIN + " "
+    changed = codec.digest
+    tokenizer.add_tokens(["hello"])
+    assert len({before, changed, codec.digest}) == 3

@@ -2,6 +2,7 @@
 
 import pytest
 
+from latentmas.backends.hf.rollout import Rollout
 from latentmas.backends.hf.session import Session
 from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError
 from latentmas.program import KeepSpec, Sampling, SlotKind
@@ -78,3 +79,31 @@ def test_a_step_beyond_the_context_is_refused_and_the_session_goes_on(backend):
     with pytest.raises(ContextLimitError, match="1024"):
         session.think("a", 5000)
     assert session.think("a", 2).memory.slots > 2
+
+
+def test_two_sessions_on_one_memory_do_not_write_into_each_other(backend):
+    first = Session(backend).read("a", "one two")
+    slots = first.memory.slots
+    Session(backend, memory=first.memory).read("b", "three").think("b", 4)
+    assert first.memory.slots == slots
+    with pytest.raises(MemoryMismatchError, match="2 rows"):
+        Session(backend, memory=first.memory.select_rows([0, 0]))
+
+
+def test_an_interrupted_step_leaves_the_session_as_it_was(backend, monkeypatch):
+    session = Session(backend).read("a", "one two")
+    twin = session.fork()
+    honest = Rollout._forward
+    calls = iter(range(99))
+
+    def interrupted(self, *arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Rollout, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.think("a", 5)
+    monkeypatch.undo()
+    assert session.memory.slots == twin.memory.slots
+    assert session.think("a", 3).write("a", 8) == twin.think("a", 3).write("a", 8)

@@ -514,9 +514,29 @@ def test_out_of_memory_with_one_row_ends_that_job_only(tiny: Any, monkeypatch: p
     assert all(isinstance(found[key], Completion) for key in ("job-0", "job-2"))
 
 
-def test_an_error_that_is_not_about_memory_is_not_swallowed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_about_memory_ends_the_job_with_its_message(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     starve(monkeypatch, rows=0, error=RuntimeError("expected scalar type Half"))
     backend = tiny.backend()
     backend.submit(jobs([chain(prompts(0), thoughts=1)])[0])
-    with pytest.raises(RuntimeError, match="scalar type"):
-        backend.collect()
+    [outcome] = backend.collect()
+    assert isinstance(outcome, JobError)
+    assert "RuntimeError: expected scalar type Half" in str(outcome.error)
+    assert "broke the rollout" in caplog.text
+
+
+def test_what_one_job_breaks_the_others_of_its_batch_do_not_feel(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = jobs([chain(prompts(seed), thoughts=1) for seed in range(4)])
+    undisturbed = laws.completions(tiny.backend(), work)
+    honest = Rollout.run
+
+    def breaks_on_the_third(rollout: Rollout) -> None:
+        if any(row.program == work[2].program for row in rollout.rows):
+            raise RuntimeError("unheard of")
+        honest(rollout)
+
+    monkeypatch.setattr(Rollout, "run", breaks_on_the_third)
+    found = laws.outcomes(tiny.backend(), work)
+    assert isinstance(found.pop("job-2"), JobError)
+    assert found == {key: done for key, done in undisturbed.items() if key != "job-2"}

@@ -196,7 +196,7 @@ def test_a_config_cannot_be_changed():
 
 def test_an_explicit_option_beats_the_task_and_the_task_beats_the_model_folder():
     resolved = config(max_new_tokens=7).with_defaults(
-        {"max_new_tokens": 256, "latent_steps": 5}, {"latent_steps": 3, "prompt": "tiny", "seed": 1}
+        {"max_new_tokens": 256, "latent_steps": 5}, {"latent_steps": 3, "prompt": "tiny"}
     )
     assert (resolved.max_new_tokens, resolved.latent_steps, resolved.prompt) == (7, 5, "tiny")
     assert resolved.temperature == 0.6
@@ -214,8 +214,16 @@ def test_recommendations_do_not_become_explicit():
 
 def test_a_recommendation_does_not_compete_with_the_other_name_of_the_same_decision():
     assert config(latent_space_realign=True).with_defaults({}, {"alignment": "soft"}).alignment_name == "ridge"
-    limited = config(text_mas_context_tokens=5).with_defaults({"text_mas_context_length": 100}, {})
-    assert limited.text_mas_context_length == -1
+    quiet = config(enable_thinking=False).with_defaults({}, {"think": True})
+    assert not quiet.think
+
+
+@pytest.mark.parametrize(
+    "wish", [{"trust_remote_code": True}, {"control": "no_transfer"}, {"output_dir": "/x"}, {"temperature": 0.1}]
+)
+def test_a_model_folder_may_not_recommend_what_is_trusted_measured_sampled_or_written(wish):
+    with pytest.raises(ConfigError, match="may not recommend"):
+        config().with_defaults({}, wish)
 
 
 def test_a_recommendation_that_is_no_option_or_no_value_says_where_it_comes_from():

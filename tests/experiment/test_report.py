@@ -43,7 +43,7 @@ def test_the_table_shows_accuracy_with_its_interval_and_every_cost(make_record):
     assert "14 " in rows["written tokens"]
     assert "7.0" in rows["written tokens"]
     assert {"thoughts", "prompt tokens", "answers cut by length", "seconds"} <= rows.keys()
-    assert "21 slots, 2.1 KiB" in rows["peak memory"]
+    assert "21 slots, 2.1 KiB" in rows["peak memory, one sample"]
 
 
 def test_the_table_says_when_a_run_is_not_complete_and_which_control_it_is(make_record):

@@ -3,7 +3,7 @@
 import pytest
 
 from latentmas import Agent, Team, chain
-from latentmas.errors import ConfigError, SampleError
+from latentmas.errors import ConfigError, SampleError, UnknownNameError
 
 
 def test_a_team_answers_and_shows_what_each_agent_did(model_folder):
@@ -40,3 +40,14 @@ def test_a_question_that_cannot_be_answered_says_why(model_folder):
 def test_an_option_that_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="latent_steps"):
         Team("tiny", latent_steps=-1)
+
+
+def test_an_unknown_method_is_refused_instead_of_becoming_another():
+    with pytest.raises(UnknownNameError, match="latent_mas"):
+        Team("tiny", method="latent_max")
+
+
+def test_what_is_sampled_does_not_depend_on_what_else_is_asked(model_folder):
+    team = Team(str(model_folder), latent_steps=1, max_new_tokens=8, temperature=1.2)
+    alone = team.ask("why?").text
+    assert [record.text for record in team.ask_all(["how?", "why?"])][1] == alone

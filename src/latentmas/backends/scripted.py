@@ -44,6 +44,10 @@ END_OF_TEXT: Final = 256
 class ByteCodec:
     """Text as its UTF-8 bytes. A chat is one ``role: content`` line per message, then ``assistant: ``."""
 
+    @property
+    def digest(self) -> str:
+        return "bytes-1"
+
     def encode_chat(self, messages: Sequence[Message]) -> Encoded:
         text = "".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant: "
         return Encoded(text=text, tokens=self.encode_text(text))

@@ -124,6 +124,7 @@ def work(plan: Plan, console: Console) -> Summary:
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
         say(console, f"{folder.path}: {state}")
         if not waiting:
+            say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
         experiment = plan.open()

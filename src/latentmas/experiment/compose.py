@@ -69,8 +69,8 @@ class Plan:
 
     @property
     def prompt_digest(self) -> str:
-        """Digest of everything agents are told: the prompt set and the team."""
-        material = f"{self.prompts.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
+        """Digest of everything agents are told: the prompt set, the team, and how text becomes tokens."""
+        material = f"{self.prompts.digest} {self.codec.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
         return hashlib.sha256(material.encode()).hexdigest()
 
     def first_program(self) -> Program:
@@ -102,6 +102,10 @@ class Plan:
             raise CapabilityError(
                 f"{self.method.name} needs {', '.join(sorted(missing))}, which this backend cannot do"
             )
+        if isinstance(size := backend.environment().get("hidden_size"), int) and size < SMALL_MODEL:
+            import torch
+
+            torch.set_num_threads(1)
         return Experiment(backend=backend, method=self.method, scorer=self.task.scorer)
 
 
@@ -111,8 +115,7 @@ def check(config: RunConfig) -> Plan:
     Raises:
         LatentMASError: The first thing that is wrong.
     """
-    if config.method not in METHODS:
-        raise UnknownNameError("method", config.method, METHODS)
+    _check_method(config.method)
     task = find_task(config.task)
     config = config.with_defaults(task.defaults, model_defaults(config.model_name))
     prompt_set = prompts.load_prompts(config.prompt)
@@ -123,6 +126,8 @@ def check(config: RunConfig) -> Plan:
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config)
+    if config.method != "baseline":
+        _check_views(samples, graph)
     method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
     return Plan(
         config=config,
@@ -150,6 +155,7 @@ def build_method(
     Raises:
         ConfigError: It cannot work with this team, hand-over or control arm.
     """
+    _check_method(config.method)
     recipe = Recipe(
         graph=graph,
         prompts=prompt_set,
@@ -227,8 +233,6 @@ def open_backend(config: RunConfig, codec: Codec) -> Backend:
     """Load the weights and return a backend that is known to run this model exactly."""
     if config.model_name == SCRIPTED:
         return ScriptedBackend(capacity=config.generate_bs)
-    import torch
-
     from latentmas.alignment import AlignmentKind, build_alignment
     from latentmas.backends.hf.backend import HFBackend
     from latentmas.backends.hf.chat import ChatCodec
@@ -237,8 +241,6 @@ def open_backend(config: RunConfig, codec: Codec) -> Backend:
 
     assert isinstance(codec, ChatCodec)
     model = load_model(_load_options(config), codec.tokenizer)
-    if model.device.type == "cpu" and model.causal.config.get_text_config().hidden_size < SMALL_MODEL:
-        torch.set_num_threads(1)
     model = verified(model)
     dtype = str(model.dtype).removeprefix("torch.")
     alignment = build_alignment(
@@ -267,6 +269,21 @@ def _load_options(config: RunConfig) -> LoadOptions:
 def _location(model_name: str) -> str:
     """Return where transformers finds a model: the name itself, but for the embedded one."""
     return str(tiny.model_folder()) if model_name == EMBEDDED else model_name
+
+
+def _check_method(name: str) -> None:
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+
+
+def _check_views(samples: Sequence[Sample], graph: AgentGraph) -> None:
+    """Refuse split information for agents that are not there: nobody would read it."""
+    names = {agent.name for agent in graph.agents}
+    for sample in samples:
+        if strangers := sorted(sample.views.keys() - names):
+            raise ConfigError(
+                f"sample {sample.id!r} has a view for {strangers[0]!r}, who is not in the team: {', '.join(names)}"
+            )
 
 
 def _check_model_name(model_name: str) -> None:

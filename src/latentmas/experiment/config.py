@@ -314,6 +314,8 @@ class RunConfig(BaseModel):
         for source, defaults in (("the task", task_defaults), ("the model folder", model_defaults)):
             if unknown := sorted(defaults.keys() - type(self).model_fields.keys()):
                 raise ConfigError(f"{source} recommends a value for {unknown[0]!r}, which is no option of a run")
+            if forbidden := sorted(defaults.keys() - RECOMMENDABLE):
+                raise ConfigError(f"{source} may not recommend {forbidden[0]!r}; give --{forbidden[0]} yourself")
             decided = chosen.keys() | {partner for name in chosen for partner in _PARTNERS.get(name, ())}
             chosen |= {name: value for name, value in defaults.items() if name not in decided}
         try:
@@ -385,6 +387,12 @@ class RunConfig(BaseModel):
         if self.control == "noise" and self.latent_steps == 0:
             yield "--control noise replaces thoughts, and --latent_steps 0 has none; give it at least 1"
 
+
+RECOMMENDABLE: Final = frozenset(
+    {"prompt", "latent_steps", "alignment", "soft_temperature", "max_new_tokens", "enable_thinking", "think"}
+)
+"""Options a task or a model folder may set: how agents think and write, never what is trusted, measured or written to
+disk. Sampling comes from flags only."""
 
 _PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "alignment": ("latent_space_realign",),

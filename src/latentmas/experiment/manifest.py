@@ -17,8 +17,8 @@ from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
 
 MANIFEST_SCHEMA: Final = 1
-FINGERPRINT: Final = "model_fingerprint"
-"""Key of `Backend.environment` that names the weights."""
+MUST_NOT_CHANGE: Final = ("model_fingerprint", "dtype", "attention", "alignment", "stop_tokens")
+"""Keys of `Backend.environment` in which a session must agree with the one that began the run."""
 
 Environment = Mapping[str, str | int | float | bool | None]
 

@@ -53,7 +53,9 @@ def table(summary: Summary) -> Table:
         ("prompt tokens", summary.prompt_tokens),
     ):
         result.add_row(name, f"{total:,}", f"{total / summary.n:,.1f}" if summary.n else "-")
-    result.add_row("peak memory", f"{summary.peak_memory_slots:,} slots, {_bytes(summary.peak_memory_bytes)}")
+    result.add_row(
+        "peak memory, one sample", f"{summary.peak_memory_slots:,} slots, {_bytes(summary.peak_memory_bytes)}"
+    )
     per_sample = "-" if summary.seconds_per_sample is None else f"{summary.seconds_per_sample:.2f}"
     result.add_row("seconds", f"{summary.seconds:,.1f}", per_sample)
     return result

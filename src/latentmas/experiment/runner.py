@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from latentmas.errors import LatentMASError, SampleError
 from latentmas.program import Program, Read
@@ -22,6 +22,8 @@ from latentmas.protocols import Backend, Completion, Job, JobError, Method, Outc
 from latentmas.samples import AgentRecord, Answer, Record, Sample
 
 logger = logging.getLogger(__name__)
+
+THINK_TAG: Final = "<think>"
 
 
 class RecordStore(Protocol):
@@ -137,7 +139,11 @@ class _InFlight:
         scorer: Scorer | None = None,
         error: SampleError | None = None,
     ) -> Record:
-        score = scorer(answer.text, self.sample.target, answer.finish_reason) if answer and scorer else None
+        score = None
+        if answer and scorer:
+            # What the prompt opened the model only closes; without the tag a cut thought would be graded.
+            text = THINK_TAG + answer.text if _opens_thought(self.program) else answer.text
+            score = scorer(text, self.sample.target, answer.finish_reason)
         return Record(
             id=self.sample.id,
             question=self.sample.question,
@@ -151,6 +157,12 @@ class _InFlight:
             donor=method.donor_of(self.sample),
             agents=tuple(self.turns),
         )
+
+
+def _opens_thought(program: Program | None) -> bool:
+    """Whether the last prompt ends with an opened thought."""
+    reads = [step for step in program or () if isinstance(step, Read)]
+    return bool(reads) and reads[-1].text.rstrip().endswith(THINK_TAG)
 
 
 def _turns(program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool) -> list[AgentRecord]:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from latentmas.errors import StoreError
 from latentmas.experiment.atomic import replace_text, replacing
-from latentmas.experiment.manifest import FINGERPRINT, Environment, Manifest, RunIdentity, read_manifest
+from latentmas.experiment.manifest import MUST_NOT_CHANGE, Environment, Manifest, RunIdentity, read_manifest
 from latentmas.experiment.stats import Summary
 from latentmas.samples import Record, Verdict
 
@@ -114,12 +114,13 @@ class RunFolder:
         if self._manifest is None:
             manifest = Manifest.new(self._identity, environment)
         else:
-            before, now = self._manifest.environment.get(FINGERPRINT), environment.get(FINGERPRINT)
-            if before != now:
-                raise StoreError(
-                    f"{self.path} holds another run: {FINGERPRINT} was {before} and is now {now} "
-                    "(the weights have changed); choose another --output_dir"
-                )
+            for name in MUST_NOT_CHANGE:
+                before, now = self._manifest.environment.get(name), environment.get(name)
+                if before != now:
+                    raise StoreError(
+                        f"{self.path} holds another run: {name} was {before} and is now {now}; "
+                        "choose another --output_dir"
+                    )
             manifest = self._manifest.continued(self._identity.config, environment)
         manifest.write(self.path / "manifest.json")
         if self._dropped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -22,8 +24,8 @@ class Team:
         model_name: Hub id, local folder, or ``tiny`` for the embedded model.
         method: ``latent_mas``, ``text_mas`` or ``baseline``.
         graph: Who hears whom; None is planner, critic, refiner, judger in a chain.
-        prompt, latent_steps, max_new_tokens: As on the command line; None takes what the model folder recommends,
-            else the published default.
+        prompt, latent_steps: As on the command line; None takes what the model folder recommends, else the published
+            default.
         temperature: 0 is greedy.
         answer_kind: How the last agent is told to end.
 
@@ -39,7 +41,7 @@ class Team:
         graph: AgentGraph | None = None,
         prompt: str | None = None,
         latent_steps: int | None = None,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int = 512,
         temperature: float = 0.0,
         seed: int = 42,
         device: str = "auto",
@@ -47,10 +49,11 @@ class Team:
         generate_bs: int = 20,
         answer_kind: AnswerKind = AnswerKind.NUMBER,
     ) -> None:
-        optional = {"prompt": prompt, "latent_steps": latent_steps, "max_new_tokens": max_new_tokens}
+        optional = {"prompt": prompt, "latent_steps": latent_steps}
         given = {
             "model_name": model_name,
             "method": method,
+            "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "seed": seed,
             "device": device,
@@ -59,7 +62,7 @@ class Team:
             **{name: value for name, value in optional.items() if value is not None},
         }
         config = RunConfig.from_options(given)
-        self.config = config.with_defaults({"max_new_tokens": 512}, compose.model_defaults(model_name))
+        self.config = config.with_defaults({}, compose.model_defaults(model_name))
         self.graph = graph or chain()
         codec = compose.open_codec(self.config)
         self.method = compose.build_method(
@@ -80,7 +83,13 @@ class Team:
 
     def ask_all(self, questions: Sequence[str]) -> list[Record]:
         """Return one record per question, in order; a question that failed has an ``error`` in its record."""
-        samples = [Sample(id=str(n), question=question, target="") for n, question in enumerate(questions)]
+        # The question names its sample, so that what is sampled does not depend on what else is asked.
+        seen: Counter[str] = Counter()
+        samples = []
+        for question in questions:
+            name = hashlib.sha256(question.encode()).hexdigest()[:16]
+            samples.append(Sample(id=f"{name}-{seen[name]}", question=question, target=""))
+            seen[name] += 1
         kept = _Records()
         runner.run(samples, method=self.method, backend=self.backend, store=kept, seed=self.config.seed)
         by_id = {record.id: record for record in kept.records}

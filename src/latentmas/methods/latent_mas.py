@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from latentmas.errors import ConfigError
 from latentmas.methods.compile import Recipe, check_latent, latent_program
 from latentmas.methods.controls import Control, control, donors
 from latentmas.program import Count, Program
@@ -67,5 +68,7 @@ def build(recipe: Recipe, *, arm: Control = Control.NONE, samples: Sequence[Samp
         ConfigError: The team, the hand-over or the control arm cannot work.
     """
     check_latent(recipe)
+    if arm is not Control.NONE and len(recipe.graph.agents) == 1:
+        raise ConfigError(f"--control {arm} needs a team that hands over memory; this team has one agent")
     giving = donors(samples, seed) if arm is Control.OTHER_QUESTION else {}
     return LatentMAS(recipe, arm, giving)

@@ -17,7 +17,7 @@ from latentmas.alignment import Alignment
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, shape
-from latentmas.errors import CapabilityError, ContextLimitError, ProgramError, SampleError
+from latentmas.errors import CapabilityError, ConfigError, ContextLimitError, ProgramError, SampleError
 from latentmas.program import STRUCTURAL_FILTERS, Handover, Join, Program, Read, Write
 from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
 
@@ -44,6 +44,8 @@ class HFBackend:
         batch_size: int = 20,
         model_id: str = "",
     ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
         self.model = model
         self.alignment = alignment
         self.batch_size = batch_size
@@ -103,7 +105,7 @@ class HFBackend:
 
         Jobs in flight are left alone.
         """
-        seeds = seeds or range(len(programs))
+        seeds = range(len(programs)) if seeds is None else seeds
         if len(seeds) != len(programs):
             raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
         in_flight = self._pending, self._refused
@@ -133,6 +135,8 @@ class HFBackend:
             "attention": self.model.attention,
             "alignment": type(self.alignment).__name__,
             "context": self.model.context,
+            "hidden_size": self.model.causal.config.get_text_config().hidden_size,
+            "stop_tokens": " ".join(map(str, sorted(self.model.stop_tokens))),
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
         }
@@ -145,24 +149,27 @@ class HFBackend:
                 f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
                 "lower --max_new_tokens or --latent_steps"
             )
-        largest = max((max(step.tokens) for step in program if isinstance(step, Read)), default=0)
-        if largest >= self.model.vocabulary:
+        tokens = {token for step in program if isinstance(step, Read) for token in step.tokens}
+        if unknown := [token for token in tokens if not 0 <= token < self.model.vocabulary]:
             return SampleError(
-                f"the prompt has token {largest}, the model knows {self.model.vocabulary} tokens; "
+                f"the prompt has token {unknown[0]}, the model knows 0 to {self.model.vocabulary - 1}; "
                 "the tokenizer belongs to another model"
             )
         return None
 
     def _run_batch(self, batch: Sequence[Job]) -> list[Outcome]:
-        """Run a batch; when memory runs out, run its halves instead, and stay at that size."""
+        """Run a batch; when memory runs out, run its halves instead, and stay at that size.
+
+        A batch that breaks for another reason is run row by row, so that only the job that breaks it ends.
+        """
         rows = [Row(program=job.program, seed=job.seed) for job in batch]
         shortage = None
         try:
             Rollout(self.model, self.alignment, rows).run()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - what one job breaks, other jobs do not feel (DESIGN law 6)
             if not _is_out_of_memory(error):
-                raise
-            shortage = str(error).splitlines()[0]
+                return self._run_apart(batch, error)
+            shortage = (str(error).splitlines() or ["no memory"])[0]
         # Outside the except block, where the traceback would keep the tensors of the failed batch alive.
         if shortage is not None:
             _free()
@@ -174,6 +181,14 @@ class HFBackend:
             logger.warning("out of memory with %d samples in a batch; going on with %d", len(batch), half)
             return [*self._run_batch(batch[:half]), *self._run_batch(batch[half:])]
         return [self._outcome(job, row) for job, row in zip(batch, rows, strict=True)]
+
+    def _run_apart(self, batch: Sequence[Job], error: Exception) -> list[Outcome]:
+        """Run the rows of a broken batch one by one; a single one ends with the error."""
+        if len(batch) == 1:
+            logger.error("sample %s broke the rollout", batch[0].key, exc_info=error)
+            return [JobError(key=batch[0].key, error=SampleError(f"{type(error).__name__}: {error}"))]
+        logger.warning("a batch of %d broke (%s: %s); running them apart", len(batch), type(error).__name__, error)
+        return [outcome for job in batch for outcome in self._run_batch([job])]
 
     def _outcome(self, job: Job, row: Row) -> Outcome:
         if row.error is not None:

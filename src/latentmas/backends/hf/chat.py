@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-from jinja2 import TemplateError
 
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
@@ -28,6 +27,18 @@ class ChatCodec:
     enable_thinking: bool | None = None
     think: bool = False
     _system_role: dict[str, bool] = field(default_factory=dict, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits over everything that decides how text becomes tokens and back."""
+        tokenizer = self.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        parts = (
+            backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())),
+            repr(tokenizer.chat_template),
+            repr(sorted(tokenizer.special_tokens_map.items())),
+        )
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     def encode_chat(self, messages: Sequence[Message]) -> Encoded:
         """Render a chat that ends where the reply begins.
@@ -55,11 +66,17 @@ class ChatCodec:
         return f"{text}{THINK_TAG}\n"
 
     def _takes_system(self) -> bool:
-        """Whether the template shows a system message; some raise, some drop it without a word."""
+        """Whether the template shows a system message; some raise, some drop it without a word.
+
+        Raises:
+            ConfigError: It does not even show what the user says.
+        """
         if "known" not in self._system_role:
-            probe = "8c1f-system-probe"
+            system, user = "8c1f-system-probe", "8c1f-user-probe"
+            if user not in self._render([Message("user", user)]):
+                raise ConfigError("the model's chat template leaves out what the user says; repair its chat_template")
             try:
-                shown = probe in self._render([Message("system", probe), Message("user", "hello")])
+                shown = system in self._render([Message("system", system), Message("user", user)])
             except ConfigError:
                 shown = False
             self._system_role["known"] = shown
@@ -70,7 +87,7 @@ class ChatCodec:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
-        except TemplateError as error:
+        except Exception as error:  # a template is a program that came with the model
             raise ConfigError(f"the model's chat template refuses this chat: {error}") from error
 
 

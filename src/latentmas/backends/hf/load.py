@@ -1,23 +1,23 @@
 """From a name to a model that is known to be right: names, configuration, weights, and what is refused.
 
-Checks come in the order of their price: the name, then the configuration (no weights), then the weights, and at
-last one small forward pass that compares the backend's way of running this architecture with the model's own.
+Checks come in the order of their price: the configuration (no weights), then the weights. At last `verify` runs one
+small forward pass that compares the backend's way of running this architecture with the model's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from latentmas.alignment import EmbeddingSpace
-from latentmas.errors import CapabilityError, ConfigError
+from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.memory import Rope
 
 ATTENTIONS: Final = ("auto", "sdpa", "eager")
@@ -25,7 +25,8 @@ DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
 PLAIN_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """RoPE types whose frequencies do not depend on length, so that keys can be rotated."""
 
-_SAMPLED_ELEMENTS = 1024
+_CHECKSUM_WORDS = 1 << 22
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,11 @@ class LoadOptions:
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ConfigError(f"device is {self.device!r}; expected auto, cpu, cuda, cuda:0 ... or mps") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device here; use --device auto")
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(
+                f"device is {self.device!r}, which torch cannot use here; give auto, cpu, cuda, cuda:0 ... or mps"
+            ) from error
         return device
 
     def resolved_dtype(self, config: Any) -> torch.dtype:
@@ -85,7 +87,7 @@ class LoadedModel:
         context: Positions the model was made for; None where its configuration does not say.
         stop_tokens: Every end-of-text id of the generation configuration, the configuration and the tokenizer.
         rope: How keys are rotated; None where this model's keys cannot be.
-        fingerprint: 64 hexadecimal digits over configuration and weights; dtype and device do not change it.
+        fingerprint: 64 hexadecimal digits over configuration, dtype and every weight; the device does not change it.
     """
 
     causal: Any
@@ -153,24 +155,6 @@ def _is_narrow(hidden: Tensor) -> bool:
     return hidden.device.type == "cpu" and 2 <= hidden.shape[0] <= 8
 
 
-def check_name(model_name: str) -> None:
-    """Check a model name without importing anything heavy.
-
-    Raises:
-        ConfigError: A local path without a model in it, or a name that can be neither a path nor a hub id.
-    """
-    path = Path(model_name)
-    looks_local = model_name.startswith((".", "/", "~")) or model_name.count("/") > 1 or path.exists()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"model folder {model_name!r} has no config.json; expected a transformers model folder")
-    elif looks_local or not model_name or model_name.count("/") != 1:
-        raise ConfigError(
-            f"there is no model folder {model_name!r}; give a local folder, a hub id such as Qwen/Qwen3-4B, "
-            "or 'tiny' for the embedded model"
-        )
-
-
 def load_config(options: LoadOptions) -> Any:
     """Return the checked transformers configuration; reads no weights.
 
@@ -180,13 +164,10 @@ def load_config(options: LoadOptions) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check_name(options.model_name)
-    try:
+    with _loading(options.model_name):
         config = AutoConfig.from_pretrained(
             options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(_unreachable(options.model_name, error)) from error
     text = config.get_text_config()
     kind = text.model_type
     known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in getattr(
@@ -208,16 +189,23 @@ def load_config(options: LoadOptions) -> Any:
 
 
 def load_tokenizer(options: LoadOptions) -> Any:
-    """Return the tokenizer of a model."""
+    """Return the tokenizer of a model.
+
+    Raises:
+        ConfigError: It cannot be loaded, or it turns text into nothing.
+    """
     from transformers import AutoTokenizer
 
-    check_name(options.model_name)
-    try:
-        return AutoTokenizer.from_pretrained(
+    with _loading(options.model_name):
+        tokenizer = AutoTokenizer.from_pretrained(
             options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(_unreachable(options.model_name, error)) from error
+        ids = tokenizer("one two 3", add_special_tokens=False).input_ids
+    if not ids:
+        raise ConfigError(
+            f"the tokenizer of {options.model_name!r} turns text into no tokens; is its tokenizer.json missing?"
+        )
+    return tokenizer
 
 
 def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
@@ -225,6 +213,7 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
 
     Raises:
         CapabilityError: It does not.
+        ConfigError: The weights cannot be loaded, or are not all there.
     """
     from transformers import AutoModelForCausalLM
 
@@ -234,8 +223,9 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
     attention = options.attn_implementation
     if attention == "auto":
         attention = "eager" if getattr(text, "attn_logit_softcapping", None) is not None else "sdpa"
-    try:
-        causal: Any = AutoModelForCausalLM.from_pretrained(
+    with _loading(options.model_name):
+        loader: Any = AutoModelForCausalLM
+        causal, loaded = loader.from_pretrained(
             options.model_name,
             config=config,
             dtype=dtype,
@@ -243,12 +233,17 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
             device_map=options.device_map,
             trust_remote_code=options.trust_remote_code,
             revision=options.revision,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(_unreachable(options.model_name, error)) from error
-    causal.eval().requires_grad_(False)
-    if options.device_map is None:
-        causal.to(device)
+        causal.eval().requires_grad_(False)
+        if options.device_map is None:
+            causal.to(device)
+    # transformers fills what is missing with random numbers and warns; a run on those would mean nothing.
+    if missing := sorted({str(name) for kind in ("missing_keys", "mismatched_keys") for name in loaded[kind]}):
+        raise ConfigError(
+            f"the weights of {options.model_name!r} lack {len(missing)} tensors that its configuration asks for, "
+            f"the first is {missing[0]}; get the whole model"
+        )
     return describe_model(causal, tokenizer, attention)
 
 
@@ -278,18 +273,46 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
 
 
 def fingerprint(causal: Any) -> str:
-    """Return 64 hexadecimal digits over the shape of the model and a fixed sample of every weight."""
+    """Return 64 hexadecimal digits over the shape of the model, its dtype and every bit of every weight.
+
+    The sum of all words times odd numbers is computed where the weights are, in integers, so it is fast on a device
+    and the same on all of them. It finds accidents, not forgers.
+    """
     config = causal.config.get_text_config().to_dict()
     for volatile in ("dtype", "_name_or_path", "transformers_version", "use_cache", "_attn_implementation"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(causal.named_parameters(), key=lambda pair: pair[0]):
-        flat = weight.detach().flatten()
-        stride = max(1, flat.numel() // _SAMPLED_ELEMENTS)
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        # Through bfloat16, so that a checkpoint has one fingerprint in whatever dtype it is loaded.
-        digest.update(flat[::stride].bfloat16().float().cpu().numpy().tobytes())
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_checksums(weight)}".encode())
     return digest.hexdigest()
+
+
+def _checksums(weight: Tensor) -> list[int]:
+    """Return one signed 64-bit sum per chunk of a tensor's bits."""
+    if weight.is_meta:  # offloaded by --device_map; what is not in memory cannot be summed
+        return []
+    flat = weight.detach().contiguous().flatten().view(torch.uint8)
+    words = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
+    sums = []
+    for start in range(0, words.numel(), _CHECKSUM_WORDS):
+        chunk = words[start : start + _CHECKSUM_WORDS]
+        odd = torch.arange(chunk.numel(), device=chunk.device) * 2 + 1
+        sums.append(int((chunk * odd * _ODD).sum()))
+    return sums
+
+
+@contextmanager
+def _loading(model_name: str) -> Iterator[None]:
+    """Turn whatever a broken model folder makes transformers raise into one sentence.
+
+    Broad on purpose: configuration, tokenizer and weights are files of strangers, read by code of strangers.
+    """
+    try:
+        yield
+    except LatentMASError:
+        raise
+    except Exception as error:
+        raise ConfigError(_unreachable(model_name, error)) from error
 
 
 def _rope(causal: Any) -> Rope | None:
@@ -311,5 +334,6 @@ def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:
 
 
 def _unreachable(name: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"the model {name!r} cannot be loaded: {first}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"the model {name!r} cannot be loaded: {reason[:300]}"

@@ -15,7 +15,7 @@ from latentmas.alignment import Alignment
 from latentmas.backends.hf.backend import HFBackend
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
-from latentmas.errors import CapabilityError, ContextLimitError
+from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError
 from latentmas.memory import LatentMemory
 from latentmas.program import (
     KEEP_ALL,
@@ -49,7 +49,14 @@ class Session:
         self._codec: Codec = backend.codec
         self._steps: tuple[Step, ...] = ()
         self._row = Row(program=None, seed=seed)
-        self._rollout = Rollout(self._model, self._alignment, [self._row], memory)
+        if memory is not None and (memory.rows, memory.layers) != (1, self._model.layers):
+            raise MemoryMismatchError(
+                f"the memory has {memory.rows} rows and {memory.layers} layers; "
+                f"a session needs 1 row and the model's {self._model.layers} layers"
+            )
+        # A copy: two sessions on one memory would write into each other's slots.
+        own = memory.clone() if memory is not None else None
+        self._rollout = Rollout(self._model, self._alignment, [self._row], own)
 
     @classmethod
     def load(cls, backend: HFBackend, path: Path | str, *, seed: int = 0) -> Session:
@@ -129,8 +136,15 @@ class Session:
         needed = int(self.memory.next_position.max()) + _positions(step)
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
-        self._row.program = program
-        self._rollout.step(len(self._steps), last=False)
+        rollout, row, memory = self._rollout, self._row, self._rollout.memory
+        before = memory.slots, memory.next_position, rollout.hidden, row.thoughts, row.writes
+        row.program = program
+        try:
+            rollout.step(len(self._steps), last=False)
+        except BaseException:  # Ctrl-C in a notebook, for one: the session is as it was before this step
+            rollout.memory = memory
+            memory.slots, memory.next_position, rollout.hidden, row.thoughts, row.writes = before
+            raise
         if self._row.error is not None:
             raise self._row.error
         self._steps = program.steps

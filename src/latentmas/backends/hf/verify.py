@@ -21,8 +21,10 @@ from latentmas.program import Program, Read
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of two logits, as a share of the largest logit. Wrong masks or positions differ by its size."""
 
-_ROWS = (12, 8)
-_SECOND_READ = 5
+_READS = ((7, 5), (6, 2), (2, 9))
+"""Lengths of the two Reads of each row. They differ in both, so that padding falls between real tokens."""
+_PROBED_WINDOW = 256
+"""Sliding windows up to this width are probed with a row that is longer."""
 
 
 @torch.inference_mode()
@@ -33,14 +35,19 @@ def verified(model: LoadedModel) -> LoadedModel:
         CapabilityError: The backend and the model disagree about the logits.
     """
     kind = model.causal.config.get_text_config().model_type
-    rows = [tuple((7 * index + 11 * row + 3) % model.vocabulary for index in range(n)) for row, n in enumerate(_ROWS)]
+    beyond = max((window for window in model.windows.values() if window and window <= _PROBED_WINDOW), default=0)
+    reads = [(beyond + 7, 5), *_READS[1:]]
+    rows = [
+        tuple((7 * index + 11 * row + 3) % model.vocabulary for index in range(sum(lengths)))
+        for row, lengths in enumerate(reads)
+    ]
     programs = [
-        Program((Read(agent="a", tokens=row[:-_SECOND_READ]), Read(agent="b", tokens=row[-_SECOND_READ:])))
-        for row in rows
+        Program((Read(agent="a", tokens=row[:first]), Read(agent="b", tokens=row[first:])))
+        for row, (first, _) in zip(rows, reads, strict=True)
     ]
     try:
         own = _final_logits(model, programs)
-    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+    except Exception as error:  # whatever a strange architecture makes of it
         raise CapabilityError(
             f"{kind} does not take masks, positions and a cache the way attention models of transformers do "
             f"({type(error).__name__}: {error}); use another model"
