@@ -101,3 +101,42 @@ def test_the_example_team_is_a_chain_with_a_prompt_of_its_own():
     graph = load_team(Path(__file__).parents[1] / "examples" / "team.yaml")
     assert graph.is_chain
     assert "{context}" in (graph.agents[1].text_prompt or "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        ('""', "blank"),
+        ('"Solve {questoin}"', "did you mean {question}"),
+        ('"{Question}"', "did you mean"),
+        (r'"\\ud800"', None),
+    ],
+)
+def test_a_prompt_that_would_not_say_what_it_should_is_refused(prompt, complaint):
+    text = f"agents:\n  - name: a\n    prompt: {prompt}\n"
+    if complaint is None:
+        parse_team(text)  # an escaped backslash is plain text
+        return
+    with pytest.raises(ConfigError, match=re.escape(complaint)) as error:
+        parse_team(text, "team.yaml")
+    assert "line 3, agents[0].prompt" in str(error.value)
+
+
+def test_latex_braces_in_a_prompt_are_left_alone():
+    prompt = r"{question} End with \boxed{x} or \frac{1}{2}, {like} so."
+    assert parse_team(f"agents:\n  - name: a\n    prompt: '{prompt}'\n").agents[0].text_prompt == prompt
+
+
+def test_a_team_file_nested_beyond_reason_is_refused():
+    with pytest.raises(ConfigError, match="too deeply"):
+        parse_team("[" * 3000)
+
+
+def test_an_empty_chain_is_no_team():
+    with pytest.raises(ConfigError, match="at least one agent"):
+        chain([])
+
+
+def test_edges_may_be_given_as_a_list():
+    agents = (Agent(name="p", role="planner"), Agent(name="j", role="judger"))
+    assert AgentGraph(agents, [("p", "j")]).is_chain

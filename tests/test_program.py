@@ -271,3 +271,17 @@ def test_branches_are_printed_below_their_join() -> None:
 @given(PROGRAMS)
 def test_every_step_is_printed_on_one_line(program: Program) -> None:
     assert len(program.describe().splitlines()) == 1 + len(program.steps)
+
+
+def test_lists_become_tuples_so_that_equal_programs_are_equal() -> None:
+    listed = Program([Read(agent="a", tokens=[1, 2])])  # type: ignore[arg-type]
+    assert listed == Program((Read(agent="a", tokens=(1, 2)),))
+    assert hash(listed) == hash(Program((Read(agent="a", tokens=(1, 2)),)))
+
+
+def test_parameters_of_a_filter_have_one_order_and_structural_filters_have_none() -> None:
+    assert KeepSpec(name="knn", parameters=(("b", 1), ("a", 2))) == KeepSpec(
+        name="knn", parameters=(("a", 2), ("b", 1))
+    )
+    with pytest.raises(ProgramError, match="takes no parameters"):
+        KeepSpec(name="thoughts", parameters=(("share", 0.5),))

@@ -6,6 +6,8 @@ agents are told: that is a prompt set, unless an agent brings a prompt of its ow
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentmas.errors import ConfigError
 
+PLACEHOLDERS: Final = ("question", "answer_format", "context")
+"""What a prompt may leave to be filled in, in braces."""
 CHAIN_ROLES: Final = ("planner", "critic", "refiner", "judger")
 """The four agents of the paper, in the order in which they work."""
 
@@ -53,6 +57,7 @@ class AgentGraph:
     edges: frozenset[tuple[str, str]] = frozenset()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", frozenset((speaker, hearer) for speaker, hearer in self.edges))
         names = [agent.name for agent in self.agents]
         if not names:
             raise ConfigError("a team needs at least one agent")
@@ -101,9 +106,10 @@ class AgentGraph:
         return order
 
 
-def chain(agents: Sequence[Agent] = ()) -> AgentGraph:
-    """Return a team in which everyone hears the one before; without agents the four of the paper."""
-    agents = agents or [Agent(name=role, role=role) for role in CHAIN_ROLES]
+def chain(agents: Sequence[Agent] | None = None) -> AgentGraph:
+    """Return a team in which everyone hears the one before; without `agents` the four of the paper."""
+    if agents is None:
+        agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
     names = [agent.name for agent in agents]
     return AgentGraph(tuple(agents), frozenset(pairwise(names)))
 
@@ -158,6 +164,8 @@ def parse_team(text: str, source: str = "team") -> AgentGraph:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply to be a team") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -178,6 +186,10 @@ def parse_team(text: str, source: str = "team") -> AgentGraph:
                 f"{source}, line {_line(root, place)}, {_field(place)}: {item.name!r} has neither a role nor a prompt"
             )
         prompts = _Prompts(text=item.prompt, latent=item.prompt) if isinstance(item.prompt, str) else item.prompt
+        for prompt in (prompts.text, prompts.latent) if prompts else ():
+            if prompt is not None and (fault := _fault(prompt)):
+                place = ("agents", number, "prompt")
+                raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {fault}")
         agents.append(
             Agent(
                 name=item.name,
@@ -194,6 +206,19 @@ def parse_team(text: str, source: str = "team") -> AgentGraph:
     except ConfigError as error:
         place = ("agents",) if entry.edges is None else ("edges",)
         raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {error}") from error
+
+
+def _fault(prompt: str) -> str | None:
+    """Return what is wrong with a prompt; None where nothing is. Braces of LaTeX are left alone."""
+    if not prompt.strip():
+        return "the prompt is blank"
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        return "the prompt holds half of a surrogate pair, which is no Unicode text"
+    for word in re.findall(r"(?<![\\\w])\{(\w+)\}", prompt):
+        near = difflib.get_close_matches(word.lower(), PLACEHOLDERS, n=1, cutoff=0.75)
+        if near and word != near[0]:
+            return f"{{{word}}} is no placeholder; did you mean {{{near[0]}}}?"
+    return None
 
 
 def _line(root: yaml.Node | None, place: Sequence[str | int]) -> int:

@@ -10,7 +10,8 @@
     ├── SampleError (RuntimeError)      one sample cannot go on; the others can
     │   ├── ContextLimitError           prompt + thoughts + new tokens exceed the model's context
     │   └── NumericalError              a thought or a logit is NaN or infinite
-    └── StoreError (RuntimeError)       the run folder cannot be read, locked or written
+    └── StoreError (RuntimeError)       something cannot be written
+        └── RunFolderError              the run folder cannot be used for this run
 
 To add one: derive from the nearest class, and put into the message what was given, what was expected and
 what to do next. The command line prints the message of any of them in one line and exits with `exit_code`.
@@ -74,6 +75,12 @@ class NumericalError(SampleError):
 
 
 class StoreError(LatentMASError, RuntimeError):
-    """The run folder cannot be read, locked or written."""
+    """Something cannot be written; what was stored before is kept."""
 
     exit_code: ClassVar[int] = 1
+
+
+class RunFolderError(StoreError):
+    """The folder cannot be used for this run: it holds another one, is damaged, locked or out of reach."""
+
+    exit_code: ClassVar[int] = 2

@@ -48,6 +48,10 @@ class Positions(StrEnum):
     """Every kept slot stays where it was; the next token follows the largest true position."""
 
 
+STRUCTURAL_FILTERS = frozenset({"full", "thoughts", "last_agent"})
+"""Filters that depend on the agent and kind of a slot only; every backend with a memory can do them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepSpec:
     """Which slots a hand-over passes on: a filter by name, with its parameters, so that programs hash.
@@ -60,14 +64,17 @@ class KeepSpec:
     name: str = "full"
     parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+        if self.parameters and self.name in STRUCTURAL_FILTERS:
+            raise ProgramError(f"{self.name!r} takes no parameters, but was given {self.parameters[0][0]!r}")
+
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self.parameters)
         return f"{self.name}({arguments})" if arguments else self.name
 
 
 KEEP_ALL = KeepSpec()
-STRUCTURAL_FILTERS = frozenset({"full", "thoughts", "last_agent"})
-"""Filters that depend on the agent and kind of a slot only; every backend with a memory can do them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,7 @@ class Read:
     text: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
         if not self.tokens:
             raise ProgramError(f"agent {self.agent!r} reads no token; every Read needs at least one")
 
@@ -162,6 +170,7 @@ class Join:
     branches: tuple[Program, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "branches", tuple(self.branches))
         if len(self.branches) < 2:
             raise ProgramError(f"a Join of {len(self.branches)} branch joins nothing; expected at least 2")
         for branch in self.branches:
@@ -203,6 +212,7 @@ class Program:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
         if not self.steps:
             raise ProgramError("a program needs at least one step")
         has_memory = has_hidden_state = False

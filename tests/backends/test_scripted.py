@@ -328,3 +328,11 @@ def test_the_environment_is_flat_and_names_the_model() -> None:
     environment = ScriptedBackend(context=5).environment()
     assert environment["model_fingerprint"] == "scripted-1"
     assert environment["context"] == 5
+
+
+def test_equal_programs_have_equal_completions_even_if_a_step_is_one_object():
+    read, write = Read(agent="a", tokens=(1, 2)), Write(agent="a", max_new_tokens=3)
+    shared, apart = Program((read, write, write)), Program((read, write, Write(agent="a", max_new_tokens=3)))
+    backend = ScriptedBackend()
+    assert shared == apart
+    assert backend.run([shared], [1]) == backend.run([apart], [1])

@@ -176,7 +176,7 @@ def test_another_config_in_the_same_folder_is_refused_with_the_key(rows, tmp_pat
     folder = tmp_path / "run"
     main(command_line(rows, folder))
     capsys.readouterr()
-    assert main(command_line(rows, folder, "--seed", "7")) == 1
+    assert main(command_line(rows, folder, "--seed", "7")) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "seed was 42 and is now 7" in err

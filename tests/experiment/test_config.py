@@ -119,7 +119,9 @@ def test_names_may_be_written_with_dashes():
         {"text_mas_context_length": 100, "text_mas_context_tokens": 10},
         {"device_map": "auto", "device": "cuda:0"},
         {"think": True, "enable_thinking": False},
-        {"control": "noise", "latent_steps": 0},
+        {"temperature": 1e-9},
+        {"soft_temperature": 1e-9},
+        {"output_dir": ""},
     ],
 )
 def test_options_that_contradict_each_other_are_refused_with_both_names(options):

@@ -214,3 +214,15 @@ def test_a_control_arm_of_a_program_without_memory_is_refused():
     for arm in (Control.NO_TRANSFER, Control.OTHER_QUESTION, Control.NOISE):
         with pytest.raises(ConfigError, match="hands over nothing"):
             control(arm, program)
+
+
+def test_noise_for_thoughts_that_nobody_thinks_is_refused():
+    with pytest.raises(ConfigError, match="nobody thinks"):
+        latent_mas.build(recipe(latent_steps=0), arm=Control.NOISE)
+    thinker = [Agent(name="a", role="planner", latent_steps=2), Agent(name="b", role="judger")]
+    assert latent_mas.build(recipe(graph=chain(thinker), latent_steps=0), arm=Control.NOISE)
+
+
+def test_a_control_arm_of_a_lone_agent_is_refused():
+    with pytest.raises(ConfigError, match="one agent"):
+        latent_mas.build(recipe(graph=chain([Agent(name="a", role="judger")])), arm=Control.NO_TRANSFER)

@@ -230,11 +230,12 @@ class _Run:
     finish_reason: FinishReason | None = None
 
     def complete(self) -> Completion:
-        steps = tuple(self._do(step) for step in self.job.program)
+        last = len(self.job.program.steps) - 1
+        steps = tuple(self._do(step, number == last) for number, step in enumerate(self.job.program))
         text = next((account.text for account in reversed(steps) if account.verb == "Write"), "")
         return Completion(key=self.job.key, text=text, finish_reason=self.finish_reason, steps=steps)
 
-    def _do(self, step: Step) -> StepAccount:
+    def _do(self, step: Step, is_last: bool) -> StepAccount:
         prompt_tokens = thoughts = passes = 0
         written: tuple[int, ...] = ()
         match step:
@@ -250,7 +251,7 @@ class _Run:
                 self._hand_over(step)
             case Write():
                 before = len(self.slots)
-                written = self._write(step, is_last=step is self.job.program.steps[-1])
+                written = self._write(step, is_last=is_last)
                 passes = len(self.slots) - before
             case Join():
                 raise AssertionError("submit refuses a Join")

@@ -278,9 +278,9 @@ def _check_method(name: str) -> None:
 
 def _check_views(samples: Sequence[Sample], graph: AgentGraph) -> None:
     """Refuse split information for agents that are not there: nobody would read it."""
-    names = {agent.name for agent in graph.agents}
+    names = [agent.name for agent in graph.agents]
     for sample in samples:
-        if strangers := sorted(sample.views.keys() - names):
+        if strangers := sorted(sample.views.keys() - set(names)):
             raise ConfigError(
                 f"sample {sample.id!r} has a view for {strangers[0]!r}, who is not in the team: {', '.join(names)}"
             )

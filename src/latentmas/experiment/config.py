@@ -201,7 +201,8 @@ class RunConfig(BaseModel):
     )
 
     dtype: Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], MODEL] = Field(
-        default="auto", description="Number format of weights and memory; auto is the one of the checkpoint."
+        default="auto",
+        description="Number format of weights and memory; auto is float32 on a CPU, else the checkpoint's own.",
     )
     attn_implementation: Annotated[Literal["auto", "sdpa", "eager"], MODEL] = Field(
         default="auto", description="Attention kernel of transformers; auto is sdpa where the model has it."
@@ -224,7 +225,8 @@ class RunConfig(BaseModel):
     generate_bs: Annotated[int, PLACE] = Field(
         default=20,
         ge=1,
-        description="Samples that share a batch, at least 1; changes speed and peak memory only.",
+        description="Samples that share a batch, at least 1; changes speed and peak memory. Below float64, rounding "
+        "after long thinking may differ between batch sizes.",
     )
     cache_dir: Annotated[Path | None, PLACE] = Field(
         default=None,
@@ -378,16 +380,20 @@ class RunConfig(BaseModel):
     def _contradictions(self) -> Iterator[str]:
         if self.latent_space_realign and self.alignment not in {None, "ridge"}:
             yield f"--latent_space_realign is --alignment ridge, so it cannot go with {self.alignment}"
+        for name in ("temperature", "soft_temperature"):
+            if 0 < (value := getattr(self, name)) < SMALLEST_TEMPERATURE:
+                yield f"--{name} is {value}, too small to divide by; give at least {SMALLEST_TEMPERATURE}"
+        if self.output_dir is not None and not self.output_dir.name:
+            yield f"--output_dir {str(self.output_dir)!r} names no folder of its own; give one such as runs/first"
         if self.text_mas_context_length >= 0 and self.text_mas_context_tokens >= 0:
             yield "--text_mas_context_length and --text_mas_context_tokens limit the same text; give one"
         if self.device_map is not None and self.device != "auto":
             yield f"--device_map {self.device_map} places the model itself; drop --device {self.device}"
         if self.think and self.enable_thinking is False:
             yield "--think starts replies with a thought and --no_enable_thinking forbids it; drop one"
-        if self.control == "noise" and self.latent_steps == 0:
-            yield "--control noise replaces thoughts, and --latent_steps 0 has none; give it at least 1"
 
 
+SMALLEST_TEMPERATURE: Final = 1e-6
 RECOMMENDABLE: Final = frozenset(
     {"prompt", "latent_steps", "alignment", "soft_temperature", "max_new_tokens", "enable_thinking", "think"}
 )

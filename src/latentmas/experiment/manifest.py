@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 import latentmas
-from latentmas.errors import StoreError
+from latentmas.errors import RunFolderError
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
 
@@ -78,7 +78,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = MANIFEST_SCHEMA
+    schema_version: Literal[1] = MANIFEST_SCHEMA
     created: str
     package_version: str
     commit: str | None
@@ -140,13 +140,13 @@ def read_manifest(path: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise RunFolderError(f"cannot read {path}: {error.strerror}") from error
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as invalid:
         first = invalid.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(
+        raise RunFolderError(
             f"{path} is not a manifest of this version: {where or 'the file'}: {first['msg']}; "
             "choose another --output_dir"
         ) from None

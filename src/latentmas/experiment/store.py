@@ -24,7 +24,7 @@ from typing import Final, final
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from latentmas.errors import StoreError
+from latentmas.errors import RunFolderError, StoreError
 from latentmas.experiment.atomic import replace_text, replacing
 from latentmas.experiment.manifest import MUST_NOT_CHANGE, Environment, Manifest, RunIdentity, read_manifest
 from latentmas.experiment.stats import Summary
@@ -67,7 +67,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(
+            raise RunFolderError(
                 f"cannot make the run folder {path}: {error.strerror}; choose another --output_dir"
             ) from error
         lock = _lock(path)
@@ -76,9 +76,9 @@ class RunFolder:
             folder = cls(path, identity, lock=lock, manifest=manifest)
             if manifest is None:
                 if folder.records_path.exists():
-                    raise StoreError(f"{path} has records but no manifest.json; choose another --output_dir")
+                    raise RunFolderError(f"{path} has records but no manifest.json; choose another --output_dir")
             elif change := manifest.difference(identity):
-                raise StoreError(
+                raise RunFolderError(
                     f"{path} holds another run: {change}; choose another --output_dir, or repeat its "
                     "first command to go on with it"
                 )
@@ -117,7 +117,7 @@ class RunFolder:
             for name in MUST_NOT_CHANGE:
                 before, now = self._manifest.environment.get(name), environment.get(name)
                 if before != now:
-                    raise StoreError(
+                    raise RunFolderError(
                         f"{self.path} holds another run: {name} was {before} and is now {now}; "
                         "choose another --output_dir"
                     )
@@ -194,9 +194,9 @@ class RunFolder:
         failed = set()
         for number, (end, record) in enumerate(_complete_lines(self.records_path), start=1):
             if record.id in self._finished:
-                raise StoreError(f"{self.records_path} line {number}: a second record of sample {record.id!r}")
+                raise RunFolderError(f"{self.records_path} line {number}: a second record of sample {record.id!r}")
             if record.id not in known:
-                raise StoreError(f"{self.records_path} line {number}: {record.id!r} is no sample of this run")
+                raise RunFolderError(f"{self.records_path} line {number}: {record.id!r} is no sample of this run")
             self._finished[record.id] = record.verdict
             self._size = end
             if record.error is not None:
@@ -248,11 +248,11 @@ def _complete_lines(path: Path) -> Iterator[tuple[int, Record]]:
             end += len(line)
             try:
                 content = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 content = None
             if content is None:
                 if file.read(1):
-                    raise StoreError(
+                    raise RunFolderError(
                         f"{path} line {number} is damaged; restore the file, or delete the line to have its "
                         "sample answered again"
                     )
@@ -266,7 +266,7 @@ def _record(content: Mapping[str, object], where: str) -> Record:
     except ValidationError as invalid:
         first = invalid.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{where} is no record of this version: {name}: {first['msg']}") from None
+        raise RunFolderError(f"{where} is no record of this version: {name}: {first['msg']}") from None
 
 
 def _owner_path(folder: Path) -> Path:
@@ -282,10 +282,10 @@ def _lock(folder: Path) -> FileLock:
         owner.write_text(f"process {os.getpid()} on {platform.node()}")
     except Timeout:
         who = (owner.read_text() if owner.exists() else "") or "another process"
-        raise StoreError(
+        raise RunFolderError(
             f"{folder} is being written by {who}; wait for it, stop it, or choose another --output_dir"
         ) from None
     except OSError as error:
         lock.release()
-        raise StoreError(f"cannot lock the run folder {folder}: {error.strerror}; choose another one") from error
+        raise RunFolderError(f"cannot lock the run folder {folder}: {error.strerror}; choose another one") from error
     return lock

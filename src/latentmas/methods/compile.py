@@ -116,6 +116,16 @@ def check_latent(recipe: Recipe) -> None:
         recipe.template(agent, Use.LATENT)
 
 
+def check_noise(recipe: Recipe) -> None:
+    """Refuse noise in place of thoughts that nobody thinks.
+
+    Raises:
+        ConfigError: No agent thinks.
+    """
+    if not any(thoughts_of(recipe, agent) for agent in recipe.graph.agents[:-1]):
+        raise ConfigError("--control noise replaces thoughts, and nobody thinks; give --latent_steps at least 1")
+
+
 def check_text(recipe: Recipe) -> None:
     """Refuse a team whose agents could not read each other.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from latentmas.errors import ConfigError
-from latentmas.methods.compile import Recipe, check_latent, latent_program
+from latentmas.methods.compile import Recipe, check_latent, check_noise, latent_program
 from latentmas.methods.controls import Control, control, donors
 from latentmas.program import Count, Program
 from latentmas.protocols import Capability, Completion
@@ -70,5 +70,7 @@ def build(recipe: Recipe, *, arm: Control = Control.NONE, samples: Sequence[Samp
     check_latent(recipe)
     if arm is not Control.NONE and len(recipe.graph.agents) == 1:
         raise ConfigError(f"--control {arm} needs a team that hands over memory; this team has one agent")
+    if arm is Control.NOISE:
+        check_noise(recipe)
     giving = donors(samples, seed) if arm is Control.OTHER_QUESTION else {}
     return LatentMAS(recipe, arm, giving)
