@@ -60,7 +60,7 @@ def test_agents_that_do_not_reach_each_other_do_not_hear_each_other():
     [
         (
             "agents:\n  - name: a\n    role: planner\n  - name: a\n    role: critic\n",
-            r"line 2, agents: two agents are called 'a'",
+            r"line 4, agents\[1\].name: two agents are called 'a'",
         ),
         ("agents:\n  - name: a\n    role: x\n    latent_steps: -1\n", r"line 4, agents\[0\].latent_steps: "),
         ("agents:\n  - name: a\n    role: x\n    colour: red\n", r"line 4, agents\[0\].colour: "),
@@ -75,7 +75,19 @@ def test_agents_that_do_not_reach_each_other_do_not_hear_each_other():
         ("agents:\n  - {name: a, role: x}\n  - {name: b, role: x}\nedges: []\n", r"2 agents have nobody to speak to"),
         ("agents:\n  - {name: a, role: x\n", r"line \d+: no valid YAML"),
         ("- just\n- a list\n", r"line 1, top level"),
-        ("agents:\n  - name: a\n    prompt: {tex: hello}\n", r"line 3, agents\[0\].prompt"),
+        ("agents:\n  - name: a\n    prompt: {tex: hello}\n", r"line 3, agents\[0\].prompt.tex: is no field"),
+        ("agents:\n  - name: a\n    prompt: {text: 3}\n", r"line 3, agents\[0\].prompt.text: expected text"),
+        (
+            "agents:\n  - name: a\n    prompt: [x]\n",
+            r"line 3, agents\[0\].prompt: expected text, or a mapping .* a list$",
+        ),
+        ("agents:\n  - 2020-01-01\n", r"line 2, agents\[0\]: expected a mapping, found a date"),
+        ("agents: few\n", r"line 1, agents: expected a list, found text$"),
+        ("2020-01-01: x\nagents: []\n", r"line 1: a key must be text, and this one is '2020-01-01'"),
+        ("agents:\n  - [1, 2]: x\n", r"line 2: a key must be text, and this one is a list"),
+        ("agents:\n  - name: a\n    role: x\n    role: y\n", r"line 4: 'role' stands here a second time, .* line 3$"),
+        ("agents:\n  - {name: 2020-13-45, role: x}\n", r"put it in quotes \(month must be"),
+        ('agents:\n  - {name: "\\ud800", role: x}\n', r"line 2, agents\[0\].name: holds half of a surrogate"),
     ],
 )
 def test_an_error_in_a_team_file_names_line_and_field(text, complaint):
@@ -109,6 +121,10 @@ def test_the_example_team_is_a_chain_with_a_prompt_of_its_own():
         ('""', "blank"),
         ('"Solve {questoin}"', "did you mean {question}"),
         ('"{Question}"', "did you mean"),
+        ('"Solve{questoin}"', "did you mean {question}"),
+        ('"{ question }"', "did you mean {question}"),
+        ('"{answer-format}"', "did you mean {answer_format}"),
+        (r'"\ud800"', "half of a surrogate pair"),
         (r'"\\ud800"', None),
     ],
 )
@@ -123,7 +139,7 @@ def test_a_prompt_that_would_not_say_what_it_should_is_refused(prompt, complaint
 
 
 def test_latex_braces_in_a_prompt_are_left_alone():
-    prompt = r"{question} End with \boxed{x} or \frac{1}{2}, {like} so."
+    prompt = r"{question} End with \boxed{\text{Question}} or \frac{1}{questions}, {like} so."
     assert parse_team(f"agents:\n  - name: a\n    prompt: '{prompt}'\n").agents[0].text_prompt == prompt
 
 

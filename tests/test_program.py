@@ -283,5 +283,7 @@ def test_parameters_of_a_filter_have_one_order_and_structural_filters_have_none(
     assert KeepSpec(name="knn", parameters=(("b", 1), ("a", 2))) == KeepSpec(
         name="knn", parameters=(("a", 2), ("b", 1))
     )
+    listed = KeepSpec(name="knn", parameters=[["b", 1], ["a", "x"]])  # type: ignore[arg-type, list-item]
+    assert hash(listed) == hash(KeepSpec(name="knn", parameters=(("a", "x"), ("b", 1))))
     with pytest.raises(ProgramError, match="takes no parameters"):
         KeepSpec(name="thoughts", parameters=(("share", 0.5),))

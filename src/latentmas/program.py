@@ -65,7 +65,8 @@ class KeepSpec:
     parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+        pairs = ((name, value) for name, value in self.parameters)
+        object.__setattr__(self, "parameters", tuple(sorted(pairs, key=lambda pair: pair[0])))
         if self.parameters and self.name in STRUCTURAL_FILTERS:
             raise ProgramError(f"{self.name!r} takes no parameters, but was given {self.parameters[0][0]!r}")
 

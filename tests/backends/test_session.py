@@ -107,3 +107,9 @@ def test_an_interrupted_step_leaves_the_session_as_it_was(backend, monkeypatch):
     monkeypatch.undo()
     assert session.memory.slots == twin.memory.slots
     assert session.think("a", 3).write("a", 8) == twin.think("a", 3).write("a", 8)
+
+
+def test_a_hand_over_before_anything_was_read_says_so(backend, tmp_path):
+    Session(backend).read("a", "one two").save(tmp_path / "memory.safetensors")
+    with pytest.raises(ProgramError, match="after the first Read"):
+        Session.load(backend, tmp_path / "memory.safetensors").hand_over("a")

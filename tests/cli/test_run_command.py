@@ -265,7 +265,7 @@ def test_an_interrupted_run_keeps_its_records_and_a_summary_and_goes_on(tmp_path
 
 
 def test_an_interrupted_command_says_how_to_go_on_and_exits_with_130(rows, tmp_path):
-    lines = [json.dumps({"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"}) for i in range(3000)]
+    lines = [json.dumps({"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"}) for i in range(20000)]
     rows.write_text("\n".join(lines) + "\n")
     folder = tmp_path / "run"
     words = [sys.executable, str(REPOSITORY / "run.py"), *command_line(rows, folder)[1:]]

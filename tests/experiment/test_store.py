@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from latentmas.errors import StoreError
+from latentmas.errors import RunFolderError, StoreError
 from latentmas.experiment.atomic import replacing
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, read_manifest
@@ -84,8 +85,10 @@ def test_a_second_writer_is_kept_out_and_told_who_writes(folder):
 
 
 def test_the_lock_is_free_again_after_a_refusal(folder):
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as refused:
         RunFolder.open(folder, identity(seed=7))
+    assert refused.value.exit_code == 2
+    assert not (folder / ".owner").exists()
     assert done(folder) == {"a", "b"}
 
 
@@ -121,7 +124,7 @@ def test_zeros_left_by_a_power_cut_are_cut_off(folder):
     assert records.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damaged", [b'{"id": "a"\n', b"\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize("damaged", [b'{"id": "a"\n', b"\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
 def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_touched(folder, damaged):
     records = folder / "records.jsonl"
     whole = records.read_bytes()
@@ -138,6 +141,24 @@ def test_a_line_of_another_schema_is_refused_and_kept_even_at_the_end(folder):
     with pytest.raises(StoreError, match="line 3 is no record of this version"):
         RunFolder.open(folder, identity())
     assert records.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("manifest.json", "manifest.json"), ("records.jsonl", "records.jsonl line 1")]
+)
+def test_a_file_of_another_schema_version_is_refused_by_its_number(folder, name, where):
+    path = folder / name
+    path.write_text(re.sub(r'"schema_version": 1', '"new": 0, "schema_version": 99', path.read_text()))
+    with pytest.raises(RunFolderError, match=f"{where} was written by schema 99, this version reads 1"):
+        RunFolder.open(folder, identity())
+
+
+def test_records_that_cannot_be_opened_are_a_refusal_and_leave_no_lock(folder):
+    (folder / "records.jsonl").unlink()
+    (folder / "records.jsonl").mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot use .*records\.jsonl: Is a directory"):
+        RunFolder.open(folder, identity())
+    assert not (folder / ".owner").exists()
 
 
 def test_two_records_of_one_sample_are_refused_with_line_and_id(folder):
@@ -223,7 +244,7 @@ def test_records_without_a_manifest_are_not_taken_for_a_run(folder):
 
 def test_a_manifest_that_cannot_be_read_is_refused_by_name(folder):
     (folder / "manifest.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"manifest\.json is not a manifest of this version"):
+    with pytest.raises(StoreError, match=r"manifest\.json is no manifest of this version"):
         RunFolder.open(folder, identity())
 
 

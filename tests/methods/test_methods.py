@@ -165,6 +165,31 @@ def test_counts_are_exact_for_latent_mas_and_a_bound_for_text_mas():
             assert [counted] == real
 
 
+def test_the_bound_of_text_mas_counts_every_place_a_prompt_has_for_the_context():
+    eager = [
+        Agent(name="a", role="planner"),
+        Agent(name="b", role="judger", text_prompt="{context} Again: {context} {context} {question}"),
+    ]
+    method = text_mas.build(recipe(graph=chain(eager)))
+    programs, _ = solved(method, SAMPLES[0], ScriptedBackend(reply="w" * 40))
+    real = [program.count() for program in programs]
+    assert method.count(SAMPLES[0]).prompt_tokens == sum(count.prompt_tokens for count in real)
+    assert method.count(SAMPLES[0]).max_slots == max(count.max_slots for count in real)
+
+
+@pytest.mark.parametrize(
+    ("build", "own", "use"),
+    [
+        (text_mas.build, {"latent_prompt": "{question}"}, "text"),
+        (latent_mas.build, {"text_prompt": "{question}"}, "latent"),
+    ],
+)
+def test_an_agent_without_a_prompt_for_the_method_is_named_with_its_role(build, own, use):
+    lone = chain([Agent(name="x", role="expert", **own)])
+    with pytest.raises(ConfigError, match=f"agent 'x' has no {use} prompt of its own, and no role .* 'expert'"):
+        build(recipe(graph=lone))
+
+
 # --- control arms ---
 
 

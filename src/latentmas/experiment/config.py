@@ -119,7 +119,8 @@ class RunConfig(BaseModel):
     )
     seed: Annotated[int, WHAT] = Field(
         default=42,
-        description="Fixes all randomness of the run; batch size, order and resuming change nothing.",
+        description="Fixes all randomness of the run; order and resuming change nothing, and batch size nothing but "
+        "rounding, which below float64 may show after long thinking.",
     )
     control: Annotated[Literal["none", "no_transfer", "other_question", "noise"], Dashed, WHAT] = Field(
         default="none",
@@ -366,7 +367,13 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _can_be_run(self) -> RunConfig:
         for name, flag in flags():
-            if flag.later and getattr(self, name) != type(self).model_fields[name].default:
+            default = type(self).model_fields[name].default
+            # A parameter at its default changes nothing; a switch was meant to, whichever way it was set.
+            if (
+                flag.later
+                and name in self.model_fields_set
+                and (isinstance(default, bool) or getattr(self, name) != default)
+            ):
                 raise CapabilityError(f"--{name} {flag.later}; this version cannot yet, so leave it out")
         if self.topology == "parallel":
             raise CapabilityError(

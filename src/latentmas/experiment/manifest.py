@@ -144,12 +144,18 @@ def read_manifest(path: Path) -> Manifest | None:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunFolderError(
-            f"{path} is not a manifest of this version: {where or 'the file'}: {first['msg']}; "
-            "choose another --output_dir"
-        ) from None
+        reason = why_unreadable(invalid, "manifest", MANIFEST_SCHEMA)
+        raise RunFolderError(f"{path} {reason}; choose another --output_dir") from None
+
+
+def why_unreadable(invalid: ValidationError, kind: str, schema: int) -> str:
+    """Return why a stored document of this kind cannot be read; another schema version comes before all else."""
+    errors = invalid.errors(include_url=False)
+    for error in errors:
+        if error["loc"] == ("schema_version",):
+            return f"was written by schema {error['input']!r}, this version reads {schema}"
+    where = ".".join(str(part) for part in errors[0]["loc"])
+    return f"is no {kind} of this version: {where or 'the whole'}: {errors[0]['msg']}"
 
 
 def checkout_commit() -> str | None:

@@ -26,9 +26,16 @@ from pydantic import ValidationError
 
 from latentmas.errors import RunFolderError, StoreError
 from latentmas.experiment.atomic import replace_text, replacing
-from latentmas.experiment.manifest import MUST_NOT_CHANGE, Environment, Manifest, RunIdentity, read_manifest
+from latentmas.experiment.manifest import (
+    MUST_NOT_CHANGE,
+    Environment,
+    Manifest,
+    RunIdentity,
+    read_manifest,
+    why_unreadable,
+)
 from latentmas.experiment.stats import Summary
-from latentmas.samples import Record, Verdict
+from latentmas.samples import RECORD_SCHEMA, Record, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +69,7 @@ class RunFolder:
         """Create or lock the folder, and check that what is in it belongs to this run. Loads no model.
 
         Raises:
-            StoreError: Another process has it, it holds another run, or its records are damaged.
+            RunFolderError: Another process has it, it holds another run, or its records are damaged.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -83,8 +90,10 @@ class RunFolder:
                     "first command to go on with it"
                 )
             folder._scan()
-        except BaseException:
-            lock.release()
+        except BaseException as error:
+            _unlock(path, lock)
+            if isinstance(error, OSError):
+                raise RunFolderError(f"cannot use {error.filename or path}: {error.strerror}") from error
             raise
         return folder
 
@@ -109,7 +118,8 @@ class RunFolder:
             environment: What the loaded backend says of itself.
 
         Raises:
-            StoreError: The earlier records were made with other weights, or the folder cannot be written.
+            RunFolderError: The earlier records were made with other weights.
+            StoreError: The folder cannot be written.
         """
         if self._manifest is None:
             manifest = Manifest.new(self._identity, environment)
@@ -177,8 +187,7 @@ class RunFolder:
                     self._descriptor = None
         finally:
             if self._lock.is_locked:
-                _owner_path(self.path).unlink(missing_ok=True)
-                self._lock.release()
+                _unlock(self.path, self._lock)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -264,9 +273,7 @@ def _record(content: Mapping[str, object], where: str) -> Record:
     try:
         return Record.model_validate(content)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise RunFolderError(f"{where} is no record of this version: {name}: {first['msg']}") from None
+        raise RunFolderError(f"{where} {why_unreadable(invalid, 'record', RECORD_SCHEMA)}") from None
 
 
 def _owner_path(folder: Path) -> Path:
@@ -289,3 +296,8 @@ def _lock(folder: Path) -> FileLock:
         lock.release()
         raise RunFolderError(f"cannot lock the run folder {folder}: {error.strerror}; choose another one") from error
     return lock
+
+
+def _unlock(folder: Path, lock: FileLock) -> None:
+    _owner_path(folder).unlink(missing_ok=True)
+    lock.release()

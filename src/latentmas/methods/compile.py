@@ -58,9 +58,18 @@ class Recipe:
         return Read(agent=agent.name, tokens=encoded.tokens, text=encoded.text)
 
     def template(self, agent: Agent, use: Use) -> str:
-        """Return the agent's own prompt, else that of its role."""
+        """Return the agent's own prompt, else that of its role.
+
+        Raises:
+            ConfigError: There is neither.
+        """
         own = {Use.TEXT: agent.text_prompt, Use.LATENT: agent.latent_prompt}.get(use)
-        return own if own is not None else self.prompts.template(agent.role, use)
+        if own is not None:
+            return own
+        try:
+            return self.prompts.template(agent.role, use)
+        except ConfigError as error:
+            raise ConfigError(f"agent {agent.name!r} has no {use} prompt of its own, and {error}") from error
 
 
 def single_program(recipe: Recipe, sample: Sample) -> Program:

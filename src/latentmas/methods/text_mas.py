@@ -8,6 +8,7 @@ from typing import final
 
 from latentmas.methods.compile import Recipe, check_text, text_program
 from latentmas.program import Count, Program
+from latentmas.prompts import Use
 from latentmas.protocols import Capability, Completion
 from latentmas.samples import Answer, FinishReason, Sample
 
@@ -44,7 +45,10 @@ class TextMAS:
         return Answer(text=completion.text, finish_reason=completion.finish_reason or FinishReason.LENGTH)
 
     def count(self, sample: Sample) -> Count:
-        """Return a bound: how long the texts will be that later prompts contain, nobody knows before."""
+        """Return a bound: how long the texts will be that later prompts contain, nobody knows before.
+
+        It holds as long as decoding written tokens and encoding the text again gives no more tokens.
+        """
         recipe, graph = self.recipe, self.recipe.graph
         prompt = written = slots = 0
         for agent in graph.agents:
@@ -54,6 +58,7 @@ class TextMAS:
                 for speaker in graph.heard_by(agent.name)
             )
             context = entries if self.context_tokens < 0 else min(entries, self.context_tokens)
+            context *= recipe.template(agent, Use.TEXT).count("{context}")
             prompt += alone.prompt_tokens + context
             written += alone.max_written_tokens
             slots = max(slots, alone.max_slots + context)

@@ -15,7 +15,7 @@ from latentmas.alignment import Alignment
 from latentmas.backends.hf.backend import HFBackend
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
-from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError
+from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError
 from latentmas.memory import LatentMemory
 from latentmas.program import (
     KEEP_ALL,
@@ -100,6 +100,8 @@ class Session:
         """Drop the slots that the next agent does not get."""
         if keep.name not in STRUCTURAL_FILTERS:
             raise CapabilityError(f"no filter {keep.name!r} yet; choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}")
+        if not self._steps:
+            raise ProgramError("nobody has read anything in this session yet; a hand-over comes after the first Read")
         return self._do(Handover(agent=agent, keep=keep))
 
     def write(self, agent: str, max_new_tokens: int = 512, sampling: Sampling | None = None) -> str:
