@@ -16,7 +16,7 @@ demo: .venv/installed  ## run the main job on the embedded model, with its contr
 	$(BIN)/latentmas demo
 
 test: .venv/developing  ## run all tests
-	$(BIN)/pytest -n auto -m "not gpu and not network"
+	$(BIN)/pytest -m "not gpu and not network"
 
 fast: .venv/developing  ## run the fast tests, as plain pytest does
 	$(BIN)/pytest
@@ -26,7 +26,7 @@ check: .venv/developing  ## lint, types, import contracts, code blocks of README
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --no-header -q -p no:cacheprovider README.md docs
+	$(BIN)/pytest -n0 --no-header -q -p no:cacheprovider README.md docs
 
 fix: .venv/developing  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
