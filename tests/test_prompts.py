@@ -1,5 +1,7 @@
 """Prompt sets: complete, and filled in one pass."""
 
+from importlib.resources import files
+
 import pytest
 
 from latentmas.agents import CHAIN_ROLES
@@ -7,7 +9,9 @@ from latentmas.errors import ConfigError, UnknownNameError
 from latentmas.prompts import Use, load_prompts
 from latentmas.samples import AnswerKind
 
-SETS = ["sequential", "hierarchical", "tiny"]
+SETS = sorted(
+    entry.name.removesuffix(".yaml") for entry in files("latentmas.prompts").iterdir() if entry.name.endswith(".yaml")
+)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -82,7 +82,7 @@ def _collect(backend: Backend, active: Mapping[str, _InFlight]) -> list[Outcome]
         return backend.collect()
     except LatentMASError:
         raise
-    except Exception as error:  # the one broad one: what breaks a batch must not lose the run
+    except Exception as error:  # broad: what breaks a backend as a whole must not lose the run
         logger.exception("a batch broke; its %d samples end with an error", len(active))
         broken = SampleError(f"{type(error).__name__}: {error}")
         return [JobError(key=key, error=broken) for key in active]

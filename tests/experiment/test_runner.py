@@ -1,0 +1,76 @@
+"""The main path: what is graded, and what a broken backend costs."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from latentmas.backends.scripted import ScriptedBackend
+from latentmas.experiment import runner
+from latentmas.program import Program, Read, Write
+from latentmas.samples import Answer, Sample, Verdict
+from latentmas.scorers.number import score
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One agent whose prompt ends with `opening`."""
+
+    opening: str
+    name: str = "opened"
+    needs = frozenset()
+    roles = {"solo": "solver"}  # noqa: RUF012 - read only
+
+    def solve(self, sample):
+        text = sample.question + self.opening
+        read = Read(agent="solo", tokens=tuple(text.encode()), text=text)
+        completion = yield Program((read, Write(agent="solo", max_new_tokens=40)))
+        return Answer(text=completion.text, finish_reason=completion.finish_reason)
+
+    def donor_of(self, sample):
+        return None
+
+
+@dataclass(frozen=True)
+class Records:
+    found: list
+
+    def append(self, record):
+        self.found.append(record)
+
+
+def answered(opening, backend, n=1):
+    store = Records([])
+    samples = [Sample(id=str(i), question=f"{i}: 2 + 3?", target="5") for i in range(n)]
+    runner.run(samples, method=Opened(opening), backend=backend, scorer=score, store=store, seed=1)
+    return store.found
+
+
+@pytest.mark.parametrize(
+    ("opening", "reply", "verdict"),
+    [
+        ("", r"\boxed{5}", Verdict.CORRECT),
+        ("<think>\n", r"maybe \boxed{5}, let me check", Verdict.NO_ANSWER),
+        ("<think>\n", r"is it 4?</think> \boxed{5}", Verdict.CORRECT),
+    ],
+)
+def test_a_thought_that_the_prompt_opened_is_not_graded(opening, reply, verdict):
+    [record] = answered(opening, ScriptedBackend(reply=reply))
+    assert record.verdict is verdict
+    assert record.text == reply
+
+
+def test_a_backend_that_breaks_ends_samples_with_an_error_and_the_run_goes_on(caplog):
+    class Broken(ScriptedBackend):
+        broken = True
+
+        def collect(self):
+            outcomes = super().collect()
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("the engine fell over")
+            return outcomes
+
+    records = answered("", Broken(reply=r"\boxed{5}", capacity=2), n=5)
+    assert [record.verdict for record in records] == [None, None, *[Verdict.CORRECT] * 3]
+    assert records[0].error == "SampleError: RuntimeError: the engine fell over"
+    assert "a batch broke" in caplog.text
