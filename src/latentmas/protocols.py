@@ -187,12 +187,40 @@ class Method(Protocol):
 
 
 class Scorer(Protocol):
-    """Grades a text. A pure function; never raises on any text."""
+    """Grades an answer. Never raises on any text; what breaks is the sample's target, and that is a `DataError`.
 
-    def __call__(self, text: str, target: str, finish_reason: FinishReason) -> Score: ...
+    Can be pickled, because answers are graded in other processes as well.
+    """
+
+    def __call__(self, answer: Answer, sample: Sample) -> Score: ...
 
 
 Row = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCard:
+    """What a person should know of a task's data.
+
+    Attributes:
+        source: Hub id, or where else rows come from.
+        config: Of the data set on the hub; None where it has only one.
+        revision: Commit of the data set; None is its newest.
+        rows: How many rows each split has.
+        columns: Those a row must have.
+        licence: As its makers declare it.
+        gated: The hub gives it only to who has accepted its terms.
+        withheld: Its makers ask not to show its texts; records and logs leave them out.
+    """
+
+    source: str
+    config: str | None = None
+    revision: str | None = None
+    rows: Mapping[str, int]
+    columns: tuple[str, ...]
+    licence: str
+    gated: bool = False
+    withheld: bool = False
 
 
 class Task(Protocol):
@@ -201,16 +229,22 @@ class Task(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def card(self) -> TaskCard: ...
+    @property
     def answer_kind(self) -> AnswerKind: ...
     @property
-    def splits(self) -> tuple[str, ...]: ...
+    def splits(self) -> tuple[str, ...]:
+        """The first one is what is evaluated unless another is asked for."""
+        ...
     @property
     def defaults(self) -> Mapping[str, object]:
         """Option names and the values this task recommends."""
         ...
 
     @property
-    def scorer(self) -> Scorer: ...
+    def scorer(self) -> Scorer | None:
+        """How answers are graded; None is the package's way for the answer kind."""
+        ...
 
     def rows(self, split: str) -> Iterable[Row]:
         """Return the rows of the published data set (or of a generator)."""

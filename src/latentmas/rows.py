@@ -5,18 +5,22 @@ A row that breaks its contract is a `DataError` that names task, row and column,
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar, final
+from typing import Final, TypeVar, final
 
 from latentmas.errors import ConfigError, DataError, UnknownNameError
-from latentmas.protocols import Row, Scorer, Task
+from latentmas.protocols import Row, Scorer, Task, TaskCard
 from latentmas.samples import AnswerKind, Sample
 
 Value = TypeVar("Value")
+
+_OWN_LABEL: Final = re.compile(r"\(?([^\s().:]+)[.):]\s+")
 
 
 @final
@@ -27,15 +31,20 @@ class TableTask:
     Attributes:
         read: Split to rows. It is only asked for a split that is in `splits`.
         convert: Row and index to sample; raises `DataError` naming the column.
+        scorer: None is the package's way to grade the answer kind.
     """
 
     name: str
+    card: TaskCard
     answer_kind: AnswerKind
-    splits: tuple[str, ...]
     defaults: Mapping[str, object]
-    scorer: Scorer
     read: Callable[[str], Iterable[Row]]
     convert: Callable[[Row, int], Sample]
+    scorer: Scorer | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.card.rows)
 
     def rows(self, split: str) -> Iterable[Row]:
         if split not in self.splits:
@@ -46,27 +55,114 @@ class TableTask:
         return self.convert(row, index)
 
 
-def require(row: Row, column: str, kind: type[Value], index: int, task: str) -> Value:
+def place(task: str, index: int, column: str) -> str:
+    """Return how errors name one value: its task, its row counted from 0, and its column."""
+    return f"{task} row {index}, column {column!r}"
+
+
+def require(row: Row, column: str, kind: type[Value], index: int, task: str, *, show: bool = True) -> Value:
     """Return the value of a column.
 
     Args:
         kind: The type it must have. A bool is no int; a text must not be blank.
         index: Of the row, from 0.
+        show: False where nothing of the row may stand in an error, not even the names of its other columns.
 
     Raises:
         DataError: There is no such column, or its value is another type, blank, or no Unicode text.
     """
-    where = f"{task} row {index}"
-    if column not in row:
-        raise DataError(f"{where} has no column {column!r}; it has: {', '.join(sorted(row)) or 'none'}")
-    value = row[column]
+    value, where = _present(row, column, index, task, show=show), place(task, index, column)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise DataError(f"{where}, column {column!r}: expected {kind.__name__}, found {_excerpt(value)}")
+        found = _excerpt(value) if show else type(value).__name__
+        raise DataError(f"{where}: expected {kind.__name__}, found {found}")
     if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}, column {column!r} is blank")
-        _refuse_half_characters(value, f"{where}, column {column!r}")
+        _check_text(value, where)
     return value
+
+
+def text_or_int(row: Row, column: str, index: int, task: str) -> str:
+    """Return a text or a whole number, as text: in files of one origin answers and ids are both.
+
+    Raises:
+        DataError: There is no such column, or its value is neither, blank, or no Unicode text.
+    """
+    value, where = _present(row, column, index, task), place(task, index, column)
+    if (text := _as_text(value)) is None:
+        raise DataError(f"{where}: expected a text or an int, found {_excerpt(value)}")
+    _check_text(text, where)
+    return text.strip()
+
+
+def text_list(row: Row, column: str, index: int, task: str) -> tuple[str, ...]:
+    """Return a column that is a list of texts or whole numbers, or, as in a CSV file, the text of such a list.
+
+    Raises:
+        DataError: There is no such column, or its value is no such list.
+    """
+    value, where = _present(row, column, index, task), place(task, index, column)
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise DataError(f"{where}: expected a list of texts, found {_excerpt(value)}") from error
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{where}: expected a list of texts, found {_excerpt(value)}")
+    texts = []
+    for number, entry in enumerate(value, start=1):
+        if (text := _as_text(entry)) is None:
+            raise DataError(f"{where}, entry {number}: expected a text or an int, found {_excerpt(entry)}")
+        _check_text(text, f"{where}, entry {number}")
+        texts.append(text)
+    return tuple(texts)
+
+
+def choice_sample(
+    *,
+    id: str,
+    question: str,
+    labels: Sequence[str],
+    options: Sequence[str],
+    target: str,
+    options_at: str,
+    target_at: str,
+) -> Sample:
+    """Return a question with its options below it.
+
+    Where every option begins with its own label, as in ``B. text``, that is dropped.
+
+    Args:
+        target: One of the labels.
+        options_at: Where labels and options come from, for errors; these show no option.
+        target_at: Where the target comes from, for errors.
+
+    Raises:
+        DataError: Labels, options and target do not fit each other.
+    """
+    if len(labels) != len(options):
+        raise DataError(f"{options_at}: {len(options)} options have {len(labels)} labels")
+    if len(options) < 2:
+        raise DataError(f"{options_at}: expected at least 2 options, found {len(options)}")
+    if len({label.strip().casefold() for label in labels} - {""}) != len(labels):
+        raise DataError(f"{options_at}: the labels {', '.join(labels)} are not all different and not blank")
+    options = _without_labels(labels, options)
+    for label, option in zip(labels, options, strict=True):
+        if not option:
+            raise DataError(f"{options_at}: option {label} is blank")
+    if target not in labels:
+        raise DataError(f"{target_at}: {target[:60]!r} is none of the labels {', '.join(labels)}")
+    return Sample(
+        id=id,
+        question=with_options(question, labels, options),
+        target=target,
+        labels=tuple(labels),
+        options=tuple(options),
+    )
+
+
+def with_options(question: str, labels: Sequence[str], options: Sequence[str]) -> str:
+    """Return a question with one line for each option below it: ``A. text``."""
+    lines = [f"{label}. {option}" for label, option in zip(labels, options, strict=True)]
+    return "\n".join([question.strip(), "", *lines])
 
 
 def marked_answer(row: Row, column: str, index: int, task: str, *, check: Callable[[str], object]) -> str:
@@ -78,25 +174,21 @@ def marked_answer(row: Row, column: str, index: int, task: str, *, check: Callab
     text = require(row, column, str, index, task)
     _, marker, gold = text.rpartition("####")
     if not marker:
-        raise DataError(f"{task} row {index}, column {column!r} has no '####' before its answer")
+        raise DataError(f"{place(task, index, column)} has no '####' before its answer")
     gold = gold.strip().replace(",", "")
     try:
         check(gold)
     except DataError as error:
-        raise DataError(f"{task} row {index}, column {column!r}: {error}") from error
+        raise DataError(f"{place(task, index, column)}: {error}") from error
     return gold
 
 
 def row_id(row: Row, index: int, task: str, column: str = "id") -> str:
     """Return the row's own id if it has one, else its index and a hash of its content, ``17-1f0c22ab``."""
-    own = row.get(column)
-    if own is None:
+    if row.get(column) is None:
         content = json.dumps(row, sort_keys=True, default=str)
         return f"{index}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    if isinstance(own, bool) or not isinstance(own, str | int) or not str(own).strip():
-        raise DataError(f"{task} row {index}, column {column!r}: expected a text or an int, found {_excerpt(own)}")
-    _refuse_half_characters(str(own), f"{task} row {index}, column {column!r}")
-    return str(own)
+    return text_or_int(row, column, index, task)
 
 
 def samples(task: Task, rows: Iterable[Row], max_samples: int | None = None) -> tuple[Sample, ...]:
@@ -128,12 +220,39 @@ def data_digest(samples: Iterable[Sample]) -> str:
     """Return 64 hexadecimal digits that are the same for the same samples in the same order."""
     digest = hashlib.sha256()
     for sample in samples:
-        line = [sample.id, sample.question, sample.target, sorted(sample.views.items())]
+        line: list[object] = [sample.id, sample.question, sample.target, sorted(sample.views.items())]
+        if choice_or_code := [*sample.labels, *sample.options, *filter(None, [sample.entry_point])]:
+            line.append(choice_or_code)
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _refuse_half_characters(text: str, where: str) -> None:
+def _without_labels(labels: Sequence[str], options: Sequence[str]) -> list[str]:
+    shown = [option.strip() for option in options]
+    begun = [_OWN_LABEL.match(option) for option in shown]
+    # All or none: the option "E. coli" may well stand behind the label E.
+    if any(found is None or found[1] != label for found, label in zip(begun, labels, strict=True)):
+        return shown
+    return [option[found.end() :] for option, found in zip(shown, begun, strict=True) if found]
+
+
+def _as_text(value: object) -> str | None:
+    """Return a text or a whole number as text, None for anything else; 3.0 is 3, as gaps in a column make it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _present(row: Row, column: str, index: int, task: str, *, show: bool = True) -> object:
+    if column not in row:
+        others = f"; it has: {', '.join(sorted(row)) or 'none'}" if show else ""
+        raise DataError(f"{task} row {index} has no column {column!r}{others}")
+    return row[column]
+
+
+def _check_text(text: str, where: str) -> None:
+    if not text.strip():
+        raise DataError(f"{where} is blank")
     # JSON can hold half of a surrogate pair; no tokenizer and no UTF-8 file takes one.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{where} holds half of a surrogate pair, which is no Unicode text")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+THINK_TAG: Final = "<think>"
 RECORD_SCHEMA: Final = 1
 """Version of the lines in ``records.jsonl``."""
 
@@ -23,13 +23,17 @@ class AnswerKind(StrEnum):
 
 
 class Verdict(StrEnum):
-    """The outcome of grading. A sample that ended with an error has none."""
+    """The outcome of grading. A sample that ended with an error has none, and neither has one not graded yet."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     TIMEOUT = "timeout"
     CRASHED = "crashed"
+
+
+LENIENT: Final = frozenset({"last_number"})
+"""Ways an answer is found (`Score.found_by`) that a strict score does not count."""
 
 
 class FinishReason(StrEnum):
@@ -46,14 +50,20 @@ class Sample:
     Attributes:
         id: Stable across runs; unique within a task.
         question: What an agent without a view of its own reads.
-        target: The gold answer in the form its scorer expects.
+        target: The gold answer in the form its scorer expects: a number, a label, or the text of a test.
         views: What single agents read instead, by agent name (split information).
+        labels: Of the options, in their order, such as ``A``; empty for what is no choice.
+        options: Their texts, as many as labels.
+        entry_point: Name of the function that code must define; None for what is no code.
     """
 
     id: str
     question: str
     target: str
-    views: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    views: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    entry_point: str | None = None
 
     def question_for(self, agent: str) -> str:
         """Return the question as `agent` sees it."""
@@ -75,11 +85,13 @@ class Score:
     Attributes:
         prediction: The answer as found in the text; None where none was found.
         found_by: How it was found: ``box``, ``marker``, ``last_number`` ...; None where none was found.
+        detail: Why the verdict is what it is, for people; None where there is nothing to say.
     """
 
     verdict: Verdict
     prediction: str | None
     found_by: str | None = None
+    detail: str | None = None
 
 
 class AgentRecord(BaseModel):
@@ -111,17 +123,19 @@ class AgentRecord(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_absent_ids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        fields: dict[str, object] = serialize(self)
-        return {name: value for name, value in fields.items() if value is not None}
+        return _without_defaults(serialize(self), self)
 
 
 class Record(BaseModel):
     """One line of ``records.jsonl``: everything about one sample.
 
     Attributes:
-        verdict: None where the sample ended with an error.
+        verdict: None where the sample ended with an error, or its answer was not graded.
+        found_by, detail: As in `Score`.
         error: ``KindOfError: message``; None where it went well.
         donor: Id of the sample whose memory was given, where a control arm does that.
+        labels, options, entry_point: Of the sample, so that its answer can be graded again.
+        in_thought: The prompt had opened a thinking block, so `text` begins inside of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,7 +152,55 @@ class Record(BaseModel):
     error: str | None
     donor: str | None
     agents: tuple[AgentRecord, ...]
+    detail: str | None = None
+    labels: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    entry_point: str | None = None
+    in_thought: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return _without_defaults(serialize(self), self)
+
+    def answered(self) -> tuple[Answer, Sample] | None:
+        """Return what is needed to grade the answer; None where the sample ended with an error."""
+        if self.finish_reason is None:
+            return None
+        # What the prompt opened the model only closes; without the tag a cut thought would be graded.
+        text = THINK_TAG + self.text if self.in_thought else self.text
+        sample = Sample(
+            id=self.id,
+            question=self.question,
+            target=self.target,
+            labels=self.labels,
+            options=self.options,
+            entry_point=self.entry_point,
+        )
+        return Answer(text=text, finish_reason=self.finish_reason), sample
+
+    def graded(self, score: Score) -> Record:
+        """Return the record with a score."""
+        return self.model_copy(
+            update={
+                "prediction": score.prediction,
+                "verdict": score.verdict,
+                "found_by": score.found_by,
+                "detail": score.detail,
+            }
+        )
 
     @property
     def seconds(self) -> float:
         return sum(agent.seconds for agent in self.agents)
+
+
+def _without_defaults(fields: dict[str, object], model: BaseModel) -> dict[str, object]:
+    """Leave out what stands at its default, but for the version of the schema."""
+    defaults = {
+        name: field.get_default() for name, field in type(model).model_fields.items() if not field.is_required()
+    }
+    return {
+        name: value
+        for name, value in fields.items()
+        if name == "schema_version" or name not in defaults or getattr(model, name) != defaults[name]
+    }

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from latentmas.cli._terminal import sigterm_interrupts
 from latentmas.cli.run import work
 from latentmas.errors import NumericalError
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.grading import Grading
 from latentmas.experiment.stats import Summary
 from latentmas.experiment.store import read_records
 from latentmas.program import Program, Read, Write
@@ -60,8 +61,10 @@ class Opened:
     backend: ScriptedBackend
     method: Echo
 
-    def scorer(self, text: str, target: str, finish_reason: FinishReason) -> Score:
-        return Score(verdict=Verdict.CORRECT if text == target else Verdict.WRONG, prediction=text)
+
+def same(answer: Answer, sample: Sample) -> Score:
+    right = answer.text == sample.target
+    return Score(verdict=Verdict.CORRECT if right else Verdict.WRONG, prediction=answer.text)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class ScriptedPlan:
     fails: bool = False
     prompt_digest: str = "prompts"
     data_digest: str = "data"
+    grading: Grading = field(default_factory=lambda: Grading(scorer=same))
+    withhold: bool = False
 
     @property
     def samples(self) -> tuple[Sample, ...]:

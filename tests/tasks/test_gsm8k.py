@@ -12,6 +12,7 @@ from latentmas.protocols import Row
 from latentmas.row_files import read_rows
 from latentmas.rows import samples
 from latentmas.samples import AnswerKind, FinishReason, Verdict
+from latentmas.scorers.number import grade
 from latentmas.tasks import gsm8k
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
@@ -36,9 +37,9 @@ def test_all_14_golds_with_commas_are_graded_right() -> None:
         target = task.sample(rows[index], index).target
         assert int(target) == int(golds[index].replace(",", ""))
         for written in (golds[index], target):
-            assert task.scorer(f"\\boxed{{{written}}}", target, FinishReason.STOP).verdict is Verdict.CORRECT
+            assert grade(f"\\boxed{{{written}}}", target, FinishReason.STOP).verdict is Verdict.CORRECT
         cut_at_the_comma = golds[index].partition(",")[0]
-        assert task.scorer(f"\\boxed{{{cut_at_the_comma}}}", target, FinishReason.STOP).verdict is Verdict.WRONG
+        assert grade(f"\\boxed{{{cut_at_the_comma}}}", target, FinishReason.STOP).verdict is Verdict.WRONG
 
 
 @needs_real_rows
@@ -47,9 +48,9 @@ def test_every_real_reference_solution_is_correct_and_its_neighbour_wrong() -> N
     for index, row in enumerate(read_rows(REAL)):
         sample = task.sample(row, index)
         solution = str(row["answer"])
-        assert task.scorer(solution, sample.target, FinishReason.STOP).verdict is Verdict.CORRECT
+        assert grade(solution, sample.target, FinishReason.STOP).verdict is Verdict.CORRECT
         neighbour = str(int(sample.target) + 1)
-        assert task.scorer(solution, neighbour, FinishReason.STOP).verdict is Verdict.WRONG
+        assert grade(solution, neighbour, FinishReason.STOP).verdict is Verdict.WRONG
 
 
 def test_the_task_says_what_it_is() -> None:

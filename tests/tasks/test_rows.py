@@ -17,9 +17,12 @@ from latentmas.row_files import read_rows
 from latentmas.rows import TableTask, data_digest, marked_answer, require, row_id, samples
 from latentmas.samples import AnswerKind, Sample
 from latentmas.scorers.number import parse_target, score
-from latentmas.tasks import _hub
+from latentmas.tasks import _hub, gsm8k
 
 ROWS = [{"question": "one?", "answer": "#### 1"}, {"question": "zwei\u2028é?", "answer": "#### 2"}]
+
+
+CARD = TaskCard(source="a/b", rows={"test": 2}, columns=("question", "answer"), licence="none")
 
 
 def task(convert: Callable[[Row, int], Sample] | None = None) -> TableTask:
@@ -28,8 +31,8 @@ def task(convert: Callable[[Row, int], Sample] | None = None) -> TableTask:
 
     return TableTask(
         name="toy",
+        card=CARD,
         answer_kind=AnswerKind.NUMBER,
-        splits=("test",),
         defaults={},
         scorer=score,
         read=lambda split: ROWS,
@@ -191,12 +194,12 @@ def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.Monkey
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", _Offline.load_dataset)
     with pytest.raises(ConfigError, match=r"openai/gsm8k .*ConnectionError: Couldn't reach it\); pass --dataset FILE"):
-        _hub.hub_rows("openai/gsm8k", "main", "test", revision=None)
+        _hub.hub_rows(gsm8k.CARD, "test")
 
 
 def test_the_row_count_of_the_hub_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: ROWS)
-    assert _hub.hub_rows("a/b", None, "test", revision=None, expected_rows=2) == ROWS
+    assert _hub.hub_rows(CARD, "test") == ROWS
     with pytest.raises(DataError, match="a/b, split 'test', has 2 rows; expected 3"):
-        _hub.hub_rows("a/b", None, "test", revision=None, expected_rows=3)
+        _hub.hub_rows(replace(CARD, rows={"test": 3}), "test")

@@ -12,6 +12,7 @@ from latentmas.errors import DataError
 from latentmas.protocols import Row, Task
 from latentmas.rows import data_digest, samples
 from latentmas.samples import AnswerKind, FinishReason, Verdict
+from latentmas.scorers.number import grade
 from latentmas.tiny import generator
 from latentmas.tiny.tasks import tiny, tiny_split
 
@@ -66,7 +67,7 @@ def test_worked_lines_are_right_and_lead_to_the_answer(build: Build) -> None:
             value = after
         sample = task.sample(row, index)
         assert sample.target == value
-        assert task.scorer(f"so\n\\boxed{{{value}}}", sample.target, FinishReason.STOP).verdict is Verdict.CORRECT
+        assert grade(f"so\n\\boxed{{{value}}}", sample.target, FinishReason.STOP).verdict is Verdict.CORRECT
 
 
 def test_the_story_of_the_main_task_holds_the_numbers_of_its_worked_lines() -> None:

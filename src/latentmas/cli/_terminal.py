@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from latentmas.samples import Record, Verdict
+from latentmas.samples import Verdict
 
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
@@ -64,8 +64,10 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def progress(console: Console, *, total: int, finished: int, correct: int) -> Iterator[Callable[[Record], None]]:
-    """Show how far the run is; call what it gives with each new record.
+def progress(
+    console: Console, *, total: int, finished: int, correct: int
+) -> Iterator[Callable[[Verdict | None], None]]:
+    """Show how far the work is; call what it gives with the verdict of each new answer.
 
     Args:
         finished: Samples that earlier sessions finished; they count for the accuracy and not for the rate.
@@ -79,19 +81,19 @@ def progress(console: Console, *, total: int, finished: int, correct: int) -> It
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(pace.line(), total=total, completed=finished)
 
-        def show(record: Record) -> None:
-            pace.add(record)
+        def show(verdict: Verdict | None) -> None:
+            pace.add(verdict)
             bar.update(task, completed=pace.finished, description=pace.line())
 
         yield show
 
 
-def _plain_lines(console: Console, pace: _Pace) -> Callable[[Record], None]:
+def _plain_lines(console: Console, pace: _Pace) -> Callable[[Verdict | None], None]:
     last = time.monotonic()
 
-    def show(record: Record) -> None:
+    def show(verdict: Verdict | None) -> None:
         nonlocal last
-        pace.add(record)
+        pace.add(verdict)
         if (now := time.monotonic()) - last >= PLAIN_SECONDS or pace.finished == pace.total:
             last = now
             console.print(pace.line(), highlight=False, soft_wrap=True)
@@ -109,10 +111,10 @@ class _Pace:
     fresh: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, record: Record) -> None:
+    def add(self, verdict: Verdict | None) -> None:
         self.finished += 1
         self.fresh += 1
-        self.correct += record.verdict is Verdict.CORRECT
+        self.correct += verdict is Verdict.CORRECT
 
     def line(self) -> str:
         """Return for example ``120/300 done, 83.3 % correct, 2.1 s each, 6 min left``."""

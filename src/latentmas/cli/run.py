@@ -15,11 +15,12 @@ from latentmas.cli import _options
 from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.experiment import report, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.grading import Grading, executor
 from latentmas.experiment.manifest import RunIdentity
 from latentmas.experiment.stats import Summary, summarize
 from latentmas.experiment.store import RunFolder
 from latentmas.program import Program
-from latentmas.protocols import Backend, Method, Scorer
+from latentmas.protocols import Backend, Method
 from latentmas.samples import Sample
 
 INTERRUPTED: Final = 130
@@ -27,14 +28,12 @@ FAILED: Final = 1
 
 
 class Experiment(Protocol):
-    """Loaded weights with the method and the scorer that go with them."""
+    """Loaded weights with the method that goes with them."""
 
     @property
     def backend(self) -> Backend: ...
     @property
     def method(self) -> Method: ...
-    @property
-    def scorer(self) -> Scorer: ...
 
 
 class Plan(Protocol):
@@ -48,6 +47,10 @@ class Plan(Protocol):
     def prompt_digest(self) -> str: ...
     @property
     def data_digest(self) -> str: ...
+    @property
+    def grading(self) -> Grading: ...
+    @property
+    def withhold(self) -> bool: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
     def open(self) -> Experiment: ...
@@ -128,19 +131,24 @@ def work(plan: Plan, console: Console) -> Summary:
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
         experiment = plan.open()
-        folder.begin(experiment.backend.environment())
+        folder.begin({**experiment.backend.environment(), **plan.grading.notes})
         started = time.monotonic()
         try:
-            with progress(console, total=total, finished=done, correct=folder.correct) as show:
+            with (
+                executor(plan.grading.workers) as graders,
+                progress(console, total=total, finished=done, correct=folder.correct) as show,
+            ):
                 runner.run(
                     waiting,
                     method=experiment.method,
                     backend=experiment.backend,
-                    scorer=experiment.scorer,
+                    scorer=plan.grading.scorer,
+                    graders=graders,
                     store=folder,
                     seed=config.seed,
                     save_ids=config.save_ids,
-                    on_record=show,
+                    withhold=plan.withhold,
+                    on_record=lambda record: show(record.verdict),
                 )
         except KeyboardInterrupt:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
@@ -153,6 +161,8 @@ def work(plan: Plan, console: Console) -> Summary:
             f"{summary.errors} of {summary.n} samples ended with an error, the first: {summary.first_error}; "
             "--retry_errors answers them again",
         )
+    if summary.ungraded:
+        say(console, f"{summary.ungraded} answers are not graded yet; `latentmas grade {config.folder}` does that")
     return summary
 
 

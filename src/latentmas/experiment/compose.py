@@ -10,22 +10,23 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from latentmas import agents, prompts, rows, tasks, tiny
 from latentmas.agents import AgentGraph
 from latentmas.backends.scripted import ByteCodec, ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, UnknownNameError
-from latentmas.experiment.config import RunConfig
+from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
+from latentmas.experiment.grading import Grading, default_workers
 from latentmas.methods.compile import HandoverAt, Recipe
 from latentmas.methods.controls import Control
-from latentmas.program import KeepSpec, Program, Sampling
+from latentmas.program import KeepSpec, Program, Read, Sampling
 from latentmas.prompts import PromptSet
-from latentmas.protocols import Backend, Codec, Method, Scorer, Task
+from latentmas.protocols import Backend, Codec, Method, Task
 from latentmas.row_files import read_rows
 from latentmas.samples import AnswerKind, Sample
 
@@ -47,7 +48,6 @@ class Experiment:
 
     backend: Backend
     method: Method
-    scorer: Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,12 @@ class Plan:
     method: Method
     codec: Codec
     data_digest: str
+    grading: Grading
+
+    @property
+    def withhold(self) -> bool:
+        """The data set's texts stay out of records and terminal."""
+        return self.task.card.withheld and not self.config.save_withheld
 
     @property
     def prompt_digest(self) -> str:
@@ -75,7 +81,10 @@ class Plan:
 
     def first_program(self) -> Program:
         """Return the first program of the first sample."""
-        return next(self.method.solve(self.samples[0]))
+        program = next(self.method.solve(self.samples[0]))
+        if not self.withhold:
+            return program
+        return Program(tuple(replace(step, text="") if isinstance(step, Read) else step for step in program))
 
     def counts(self) -> str:
         """Return for a person what the whole run costs at most."""
@@ -106,7 +115,7 @@ class Plan:
             import torch
 
             torch.set_num_threads(1)
-        return Experiment(backend=backend, method=self.method, scorer=self.task.scorer)
+        return Experiment(backend=backend, method=self.method)
 
 
 def check(config: RunConfig) -> Plan:
@@ -117,12 +126,22 @@ def check(config: RunConfig) -> Plan:
     """
     _check_method(config.method)
     task = find_task(config.task)
-    config = config.with_defaults(task.defaults, model_defaults(config.model_name))
+    if config.dataset and "split" in config.model_fields_set and config.split != task.splits[0]:
+        raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
+    recommended = {"split": task.splits[0], **task.defaults}
+    config = config.with_defaults(recommended, model_defaults(config.model_name))
+    grading = grading_for(
+        task,
+        code_exec=config.code_exec,
+        allow_unsafe_code_exec=config.allow_unsafe_code_exec,
+        grading=config.grading,
+        math_verify=config.math_verify,
+        workers=config.grading_workers,
+        cache_folder=config.cache_folder,
+    )
     prompt_set = prompts.load_prompts(config.prompt)
     graph = agents.load_team(config.team) if config.team else agents.chain()
     _check_model_name(config.model_name)
-    if config.dataset and config.split != "test":
-        raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config)
@@ -138,7 +157,60 @@ def check(config: RunConfig) -> Plan:
         method=method,
         codec=codec,
         data_digest=rows.data_digest(samples),
+        grading=grading,
     )
+
+
+def grading_for(
+    task: Task,
+    *,
+    code_exec: str,
+    allow_unsafe_code_exec: bool,
+    grading: Literal["strict", "hub"],
+    math_verify: bool,
+    workers: int,
+    cache_folder: Path,
+) -> Grading:
+    """Return how answers to a task are graded; options are those of a run of the same names.
+
+    Raises:
+        CapabilityError: This machine cannot confine code well enough, or math-verify is not installed.
+    """
+    if task.scorer is not None:
+        return Grading(scorer=task.scorer)
+    match task.answer_kind:
+        case AnswerKind.CHOICE:
+            from latentmas.scorers import choice
+
+            return Grading(
+                scorer=choice.score, check=lambda sample: choice.resolve_target(sample.target, sample.labels, sample.options)
+            )
+        case AnswerKind.NUMBER:
+            from latentmas.scorers import number
+
+            if not math_verify:
+                return Grading(scorer=number.score, check=lambda sample: number.parse_target(sample.target))
+            from latentmas.scorers import symbolic
+
+            symbolic.check_available()
+            return Grading(
+                scorer=symbolic.SymbolicScorer(),
+                check=lambda sample: number.parse_target(sample.target),
+                notes={"grading": "math-verify"},
+            )
+        case AnswerKind.CODE:
+            from latentmas import sandbox
+            from latentmas.scorers.code import CodeScorer
+
+            level = sandbox.choose(code_exec, allow_unsafe=allow_unsafe_code_exec)
+            if level is sandbox.Level.OFF:
+                return Grading(scorer=None, notes={"code_exec": level.value})
+            scorer = CodeScorer(level=level, grading=grading, cache_folder=cache_folder / "references")
+            return Grading(
+                scorer=scorer,
+                workers=workers or default_workers(),
+                notes={"code_exec": level.value, "grading": grading},
+            )
 
 
 def build_method(
@@ -188,11 +260,15 @@ def build_method(
 
 
 def find_task(name: str) -> Task:
-    """Return the task of this name: a file in `tasks` or `tiny.tasks`, or an entry point ``latentmas.tasks``."""
-    import latentmas.tiny.tasks as tiny_tasks
+    """Return the task of this name.
 
-    modules = _modules(tasks, tiny_tasks)
-    outside = {entry.name: entry for entry in entry_points(group="latentmas.tasks")}
+    It is a module in `tasks` or `tiny.tasks`, an entry point ``latentmas.tasks``, or the path of a task file.
+    """
+    if name.endswith(CUSTOM_SUFFIXES):
+        from latentmas.tasks._custom import load_task
+
+        return load_task(Path(name))
+    modules, outside = _task_modules(), _outside_tasks()
     if name in modules:
         task: Task = importlib.import_module(modules[name]).build()
     elif name in outside:
@@ -200,6 +276,11 @@ def find_task(name: str) -> Task:
     else:
         raise UnknownNameError("task", name, [*modules, *outside])
     return task
+
+
+def task_names() -> list[str]:
+    """Return the names of all tasks that are installed."""
+    return sorted({*_task_modules(), *_outside_tasks()})
 
 
 def model_defaults(model_name: str) -> Mapping[str, object]:
@@ -299,6 +380,16 @@ def _check_model_name(model_name: str) -> None:
             f"there is no model folder {model_name!r}; give a local folder, a hub id such as Qwen/Qwen3-4B, "
             f"or {EMBEDDED!r} for the embedded model"
         )
+
+
+def _task_modules() -> dict[str, str]:
+    import latentmas.tiny.tasks as tiny_tasks
+
+    return _modules(tasks, tiny_tasks)
+
+
+def _outside_tasks() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="latentmas.tasks")}
 
 
 def _modules(*packages: ModuleType) -> dict[str, str]:

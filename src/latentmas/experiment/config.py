@@ -48,6 +48,11 @@ def _underscored(value: object) -> object:
     return value.replace("-", "_") if isinstance(value, str) else value
 
 
+def task_name(value: object) -> object:
+    """Return the name of a task with underscores; the path of a task file stays as it is."""
+    return value if isinstance(value, str) and value.endswith(CUSTOM_SUFFIXES) else _underscored(value)
+
+
 def _all_or_some(value: int) -> int:
     if value == -1 or value >= 1:
         return value
@@ -57,10 +62,14 @@ def _all_or_some(value: int) -> int:
 Dashed = BeforeValidator(_underscored)
 """Names may be written with dashes: ``last-agent`` is ``last_agent``."""
 
+CUSTOM_SUFFIXES: Final = (".yaml", ".yml")
+"""A task name that ends like this is the path of a task file."""
+
 _WHAT = "What is run"
 _TEAM = "Agents"
 _LATENT = "Latent collaboration"
 _TEXT = "Text and sampling"
+_GRADING = "Grading"
 _MODEL = "Model"
 _RUN = "Run and results"
 _LATER = "Not yet in this version"
@@ -71,6 +80,8 @@ LATENT: Final = Flag(panel=_LATENT)
 TEXT: Final = Flag(panel=_TEXT)
 MODEL: Final = Flag(panel=_MODEL)
 PLACE: Final = Flag(panel=_MODEL, execution=True)
+GRADING: Final = Flag(panel=_GRADING)
+CHECKING: Final = Flag(panel=_GRADING, execution=True)
 RESULTS: Final = Flag(panel=_RUN)
 EXECUTION: Final = Flag(panel=_RUN, execution=True)
 
@@ -101,18 +112,19 @@ class RunConfig(BaseModel):
         min_length=1,
         description="Hub id or local folder of any causal language model; tiny is the embedded one.",
     )
-    task: Annotated[str, Dashed, WHAT] = Field(
-        default="gsm8k", description="Benchmark: gsm8k, or a task of the embedded model."
+    task: Annotated[str, BeforeValidator(task_name), WHAT] = Field(
+        default="gsm8k",
+        description="Benchmark (`latentmas tasks` lists them), or the .yaml file of a task of your own.",
     )
     dataset: Annotated[Path | None, WHAT] = Field(
         default=None,
         description="Local file with the task's rows, in the columns of the published data set: .json, "
-        ".jsonl or .parquet. Without it the data set comes from the hub.",
+        ".jsonl, .csv or .parquet. Without it the data set comes from the hub.",
     )
     split: Annotated[str, WHAT] = Field(
         default="test",
         min_length=1,
-        description="Split of the data set; a split the task does not have is refused.",
+        description="Split of the data set; without it the one the task is evaluated on.",
     )
     max_samples: Annotated[int, AfterValidator(_all_or_some), WHAT] = Field(
         default=-1, description="Questions to answer, from the first one; -1 is all."
@@ -201,6 +213,29 @@ class RunConfig(BaseModel):
         default=-1, ge=-1, description="The same limit in tokens; -1 is all. Give one of the two."
     )
 
+    grading: Annotated[Literal["strict", "hub"], GRADING] = Field(
+        default="strict",
+        description="Code: strict (the answer is called in a process that never sees what is expected) or hub (the "
+        "published test runs beside the answer, which can forge its verdict; for comparison only).",
+    )
+    math_verify: Annotated[bool, GRADING] = Field(
+        default=False,
+        description="Numbers: let math-verify look at boxed answers that are no plain number "
+        "(needs the extra named math).",
+    )
+    code_exec: Annotated[Literal["auto", "bwrap", "landlock", "rlimit", "off"], CHECKING] = Field(
+        default="auto",
+        description="How model-written code is confined: bwrap, landlock, rlimit (weak), or off (answers are stored, "
+        "`latentmas grade` grades them later); auto is the strongest that passes its self-test.",
+    )
+    allow_unsafe_code_exec: Annotated[bool, CHECKING] = Field(
+        default=False,
+        description="Run model-written code also where only rlimit works: it can read your files and the network.",
+    )
+    grading_workers: Annotated[int, CHECKING] = Field(
+        default=0, ge=0, description="Processes that check code; 0 is half of the cores."
+    )
+
     dtype: Annotated[Literal["auto", "float64", "float32", "bfloat16", "float16"], MODEL] = Field(
         default="auto",
         description="Number format of weights and memory; auto is float32 on a CPU, else the checkpoint's own.",
@@ -248,6 +283,11 @@ class RunConfig(BaseModel):
     )
     save_ids: Annotated[bool, RESULTS] = Field(
         default=False, description="Store the token ids of prompts and written texts in every record."
+    )
+
+    save_withheld: Annotated[bool, RESULTS] = Field(
+        default=False,
+        description="Store questions and prompts also where the makers of a data set ask not to show them (gpqa).",
     )
 
     use_vllm: Annotated[bool, _later(_VLLM)] = Field(default=False, description="Run on vLLM.")
@@ -317,7 +357,8 @@ class RunConfig(BaseModel):
         for source, defaults in (("the task", task_defaults), ("the model folder", model_defaults)):
             if unknown := sorted(defaults.keys() - type(self).model_fields.keys()):
                 raise ConfigError(f"{source} recommends a value for {unknown[0]!r}, which is no option of a run")
-            if forbidden := sorted(defaults.keys() - RECOMMENDABLE):
+            allowed = RECOMMENDABLE | ({"split"} if source == "the task" else set())
+            if forbidden := sorted(defaults.keys() - allowed):
                 raise ConfigError(f"{source} may not recommend {forbidden[0]!r}; give --{forbidden[0]} yourself")
             decided = chosen.keys() | {partner for name in chosen for partner in _PARTNERS.get(name, ())}
             chosen |= {name: value for name, value in defaults.items() if name not in decided}
@@ -341,7 +382,7 @@ class RunConfig(BaseModel):
         """Where things computed once per model are kept."""
         if self.cache_dir is not None:
             return self.cache_dir
-        return Path(os.environ.get("LATENTMAS_CACHE") or "~/.cache/latentmas").expanduser()
+        return default_cache_folder()
 
     @property
     def folder(self) -> Path:
@@ -349,7 +390,8 @@ class RunConfig(BaseModel):
         if self.output_dir is not None:
             return self.output_dir
         model = re.sub(r"[^\w.-]+", "_", Path(self.model_name).resolve().name) or "model"
-        return Path("runs") / f"{self.method}-{self.task}-{model}-{self.digest[:8]}"
+        task = Path(self.task).stem if self.task.endswith(CUSTOM_SUFFIXES) else self.task
+        return Path("runs") / f"{self.method}-{task}-{model}-{self.digest[:8]}"
 
     @property
     def digest(self) -> str:
@@ -418,6 +460,11 @@ _PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "enable_thinking": ("think",),
 }
 """Options that decide the same thing as another one."""
+
+
+def default_cache_folder() -> Path:
+    """Return where things computed once are kept unless ``--cache_dir`` says otherwise."""
+    return Path(os.environ.get("LATENTMAS_CACHE") or "~/.cache/latentmas").expanduser()
 
 
 def flags() -> Iterator[tuple[str, Flag]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from latentmas.experiment.stats import Summary
-from latentmas.samples import Verdict
+from latentmas.experiment.stats import Summary, wilson
+from latentmas.samples import LENIENT, Score, Verdict
+
+NOT_CORRECT: Final = tuple(verdict for verdict in Verdict if verdict is not Verdict.CORRECT)
 
 
 def published(summary: Summary) -> dict[str, str | int | float | None]:
@@ -46,6 +50,8 @@ def table(summary: Summary) -> Table:
         if count and verdict is not Verdict.CORRECT:
             result.add_row(f"  {verdict.value.replace('_', ' ')}", str(count))
     result.add_row("  errors (not correct)", str(summary.errors))
+    if summary.ungraded:
+        result.add_row("  not graded yet", str(summary.ungraded))
     result.add_row("answers cut by length", str(summary.cut_by_length))
     for name, total in (
         ("written tokens", summary.written_tokens),
@@ -59,6 +65,35 @@ def table(summary: Summary) -> Table:
     per_sample = "-" if summary.seconds_per_sample is None else f"{summary.seconds_per_sample:.2f}"
     result.add_row("seconds", f"{summary.seconds:,.1f}", per_sample)
     return result
+
+
+@dataclass(slots=True)
+class Tally:
+    """Verdicts of graded answers, by task."""
+
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+
+    def add(self, task: str, score: Score) -> None:
+        self.scores.setdefault(task, []).append(replace(score, prediction=None, detail=None))
+
+    def table(self) -> Table:
+        """Return accuracies with 95 % Wilson intervals, strict ones beside them, and the other verdicts."""
+        result = Table(box=SIMPLE_HEAD, pad_edge=False)
+        result.add_column("task")
+        for name in ("answers", "accuracy % (95 %)", "strict %", *(verdict.value for verdict in NOT_CORRECT)):
+            result.add_column(name, justify="right", no_wrap=True)
+        for task, scores in self.scores.items():
+            correct = [score for score in scores if score.verdict is Verdict.CORRECT]
+            strict = sum(score.found_by not in LENIENT for score in correct)
+            low, high = wilson(len(correct), len(scores))
+            result.add_row(
+                task,
+                f"{len(scores):,}",
+                f"{_percent(len(correct) / len(scores))} ({_percent(low)}-{_percent(high)})".replace(" %", ""),
+                _percent(strict / len(scores)).replace(" %", ""),
+                *(str(sum(score.verdict is verdict for score in scores)) for verdict in NOT_CORRECT),
+            )
+        return result
 
 
 def comparison(runs: Sequence[tuple[str, Summary]]) -> Table:

@@ -3,8 +3,8 @@
     Task --samples()--> Sample --Method--> Program --Backend--> Completion --> Answer --Scorer--> Score --> Record
 
 `run` keeps as many samples in flight as the backend has room for. Each sample is one generator of its method: it
-yields a program, gets the completion, and goes on until it returns an answer. Every finished sample is stored before
-anything else happens.
+yields a program, gets the completion, and goes on until it returns an answer. Answers are graded beside that, and
+records are stored in the order in which answers came.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from latentmas.errors import LatentMASError, SampleError
+from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
 from latentmas.protocols import Backend, Completion, Job, JobError, Method, Outcome, Scorer
-from latentmas.samples import AgentRecord, Answer, Record, Sample
+from latentmas.samples import THINK_TAG, AgentRecord, Answer, Record, Sample, Score
 
 logger = logging.getLogger(__name__)
 
-THINK_TAG: Final = "<think>"
+WITHHELD: Final = "(withheld: the makers of the data set ask not to show its texts)"
+FEWEST_UNGRADED: Final = 8
+"""Answers that may wait for their verdict, at least; no more than that and a batch are lost when a run is killed."""
 
 
 class RecordStore(Protocol):
@@ -40,19 +44,35 @@ def run(
     store: RecordStore,
     seed: int,
     scorer: Scorer | None = None,
+    graders: Executor | None = None,
     save_ids: bool = False,
+    withhold: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> None:
     """Answer, grade and store every sample, `backend.capacity` at a time.
 
     Args:
         scorer: Grades answers; without one records have no verdict.
+        graders: Where it runs; None is here and at once.
         seed: With the id of a sample it fixes all randomness of that sample: batch size, order and resuming do not.
         save_ids: Store the token ids of prompts and texts as well.
+        withhold: Leave questions, options and prompts out of the records.
         on_record: Called after each record is stored.
     """
     waiting = deque(samples)
     active: dict[str, _InFlight] = {}
+    ungraded: deque[tuple[Record, Future[Score] | None]] = deque()
+    graders = graders or InPlace()
+
+    def store_graded(*, leave: int) -> None:
+        """Store records from the oldest on while they are graded, waiting where more than `leave` are not."""
+        while ungraded and (len(ungraded) > leave or (score := ungraded[0][1]) is None or score.done()):
+            record, score = ungraded[0]
+            record = record if score is None else record.graded(result_of(score))
+            ungraded.popleft()
+            store.append(record)
+            on_record(record)
+
     while waiting or active:
         outcomes: list[Outcome] = []
         while waiting and len(active) < backend.capacity:
@@ -64,10 +84,13 @@ def run(
         for outcome in outcomes:
             if outcome.key not in active:
                 continue  # a late outcome of a sample that already has its record
-            if (record := active[outcome.key].advance(outcome, method, backend, scorer, save_ids)) is not None:
+            if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                 del active[outcome.key]
-                store.append(record)
-                on_record(record)
+                answered = record.answered() if scorer else None
+                score = graders.submit(scorer, *answered) if scorer and answered else None
+                ungraded.append((_withheld(record) if withhold else record, score))
+                store_graded(leave=max(FEWEST_UNGRADED, backend.capacity))
+    store_graded(leave=0)
 
 
 def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
@@ -108,10 +131,8 @@ class _InFlight:
             return [JobError(key=self.sample.id, error=error)]
         return []
 
-    def advance(
-        self, outcome: Outcome, method: Method, backend: Backend, scorer: Scorer | None, save_ids: bool
-    ) -> Record | None:
-        """Take an outcome; return the record once the sample is done."""
+    def advance(self, outcome: Outcome, method: Method, backend: Backend, save_ids: bool) -> Record | None:
+        """Take an outcome; return the record, not graded yet, once the sample is done."""
         if isinstance(outcome, JobError):
             return self._record(method, error=outcome.error)
         assert self.generator is not None
@@ -120,7 +141,7 @@ class _InFlight:
         try:
             self._submit(self.generator.send(outcome), backend)
         except StopIteration as finished:
-            return self._record(method, answer=finished.value, scorer=scorer)
+            return self._record(method, answer=finished.value)
         except SampleError as error:
             return self._record(method, error=error)
         return None
@@ -131,31 +152,23 @@ class _InFlight:
         self.programs += 1
         backend.submit(Job(key=self.sample.id, program=program, seed=seed))
 
-    def _record(
-        self,
-        method: Method,
-        *,
-        answer: Answer | None = None,
-        scorer: Scorer | None = None,
-        error: SampleError | None = None,
-    ) -> Record:
-        score = None
-        if answer and scorer:
-            # What the prompt opened the model only closes; without the tag a cut thought would be graded.
-            text = THINK_TAG + answer.text if _opens_thought(self.program) else answer.text
-            score = scorer(text, self.sample.target, answer.finish_reason)
+    def _record(self, method: Method, *, answer: Answer | None = None, error: SampleError | None = None) -> Record:
         return Record(
             id=self.sample.id,
             question=self.sample.question,
             target=self.sample.target,
-            prediction=score.prediction if score else None,
-            verdict=score.verdict if score else None,
-            found_by=score.found_by if score else None,
+            prediction=None,
+            verdict=None,
+            found_by=None,
             text=answer.text if answer else "",
             finish_reason=answer.finish_reason if answer else None,
             error=f"{type(error).__name__}: {error}" if error else None,
             donor=method.donor_of(self.sample),
             agents=tuple(self.turns),
+            labels=self.sample.labels,
+            options=self.sample.options,
+            entry_point=self.sample.entry_point,
+            in_thought=answer is not None and _opens_thought(self.program),
         )
 
 
@@ -163,6 +176,12 @@ def _opens_thought(program: Program | None) -> bool:
     """Whether the last prompt ends with an opened thought."""
     reads = [step for step in program or () if isinstance(step, Read)]
     return bool(reads) and reads[-1].text.rstrip().endswith(THINK_TAG)
+
+
+def _withheld(record: Record) -> Record:
+    """Return the record without the texts of the data set, and without token ids that could be decoded to them."""
+    agents = tuple(agent.model_copy(update={"prompt": WITHHELD, "prompt_ids": None}) for agent in record.agents)
+    return record.model_copy(update={"question": WITHHELD, "options": (), "agents": agents})
 
 
 def _turns(program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool) -> list[AgentRecord]:

@@ -26,8 +26,9 @@ class Summary(BaseModel):
         n: Samples that have a record.
         complete: All of them have one.
         errors: Records that ended with an error; they count as not correct.
+        ungraded: Answers without a verdict, as a run without code execution leaves them.
         first_error: The oldest of them; None without any.
-        accuracy: correct / n, in [0, 1]; None while n is 0.
+        accuracy: correct / n, in [0, 1]; None while n is 0 or an answer is not graded.
         accuracy_low, accuracy_high: Ends of its 95 % Wilson interval.
         verdicts: How many records have each verdict; errors have none.
         cut_by_length: Answers that ended because `max_new_tokens` was reached.
@@ -51,6 +52,7 @@ class Summary(BaseModel):
     n: int
     complete: bool
     errors: int
+    ungraded: int = 0
     first_error: str | None
     correct: int
     accuracy: float | None
@@ -94,7 +96,8 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
             slots = max(slots, agent.memory_slots)
             memory = max(memory, agent.memory_bytes)
     correct = verdicts[Verdict.CORRECT]
-    low, high = wilson(correct, n) if n else (None, None)
+    ungraded = n - errors - verdicts.total()
+    low, high = wilson(correct, n) if n and not ungraded else (None, None)
     return Summary(
         method=config.method,
         model=config.model_name,
@@ -108,9 +111,10 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         n=n,
         complete=n == samples,
         errors=errors,
+        ungraded=ungraded,
         first_error=first_error,
         correct=correct,
-        accuracy=correct / n if n else None,
+        accuracy=correct / n if n and not ungraded else None,
         accuracy_low=low,
         accuracy_high=high,
         verdicts={verdict: verdicts[verdict] for verdict in Verdict},

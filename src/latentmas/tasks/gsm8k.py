@@ -6,37 +6,37 @@ test split are written like ``1,450,000``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from latentmas.protocols import Row, Task
+from latentmas.protocols import Row, Task, TaskCard
 from latentmas.rows import TableTask, marked_answer, require, row_id
 from latentmas.samples import AnswerKind, Sample
-from latentmas.scorers.number import parse_target, score
+from latentmas.scorers.number import parse_target
 from latentmas.tasks._hub import hub_rows
 
 NAME: Final = "gsm8k"
-HUB: Final = "openai/gsm8k"
-REVISION: Final = "e53f048856ff4f594e959d75785d2c2d37b678ee"
-ROWS: Final = MappingProxyType({"test": 1319, "train": 7473})
+CARD: Final = TaskCard(
+    source="openai/gsm8k",
+    config="main",
+    revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
+    rows=MappingProxyType({"test": 1319, "train": 7473}),
+    columns=("question", "answer"),
+    licence="MIT",
+)
 
 
 def build() -> Task:
     """Return the task; its data is loaded when its rows are asked for."""
     return TableTask(
         name=NAME,
+        card=CARD,
         answer_kind=AnswerKind.NUMBER,
-        splits=tuple(ROWS),
         defaults=MappingProxyType({"max_new_tokens": 2048}),
-        scorer=score,
-        read=_read,
+        read=partial(hub_rows, CARD),
         convert=_convert,
     )
-
-
-def _read(split: str) -> Iterable[Row]:
-    return hub_rows(HUB, "main", split, revision=REVISION, expected_rows=ROWS[split])
 
 
 def _convert(row: Row, index: int) -> Sample:

@@ -11,26 +11,31 @@ from types import MappingProxyType
 from typing import Final
 
 from latentmas.errors import DataError
-from latentmas.protocols import Row, Task
+from latentmas.protocols import Row, Task, TaskCard
 from latentmas.rows import TableTask, marked_answer, require, row_id
 from latentmas.samples import AnswerKind, Sample
-from latentmas.scorers.number import parse_target, score
+from latentmas.scorers.number import parse_target
 from latentmas.tiny import generator
 
 NAME: Final = "tiny_split"
 ROWS: Final = 1000
 SEED: Final = 1
 """With the split it fixes the rows, on every machine."""
+CARD: Final = TaskCard(
+    source="made by latentmas.tiny.generator",
+    rows=MappingProxyType({"test": ROWS, "train": ROWS}),
+    columns=("question", "views", "answer"),
+    licence="Apache-2.0",
+)
 
 
 def build() -> Task:
     """Return the task; its rows are made when they are asked for."""
     return TableTask(
         name=NAME,
+        card=CARD,
         answer_kind=AnswerKind.NUMBER,
-        splits=("test", "train"),
         defaults=MappingProxyType({"max_new_tokens": 96}),
-        scorer=score,
         read=_read,
         convert=_convert,
     )

@@ -1,0 +1,70 @@
+"""``latentmas doctor``: what this machine can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import latentmas
+
+
+def command() -> int:
+    """Show what this machine can do: library versions, devices, and how safely it can run model-written code.
+
+    The sandbox levels are tried, not guessed: a program that attacks its confinement runs in each.
+    """
+    console = Console()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    for name, text in (*_software(), *_devices(), *_sandbox()):
+        table.add_row(name, text)
+    console.print(table, markup=False, highlight=False)
+    return 0
+
+
+def _software() -> list[tuple[str, str]]:
+    rows = [
+        ("latentmas", latentmas.__version__),
+        ("python", f"{platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"),
+    ]
+    for package in ("torch", "transformers", "datasets", "numpy"):
+        rows.append((package, _version(package) or "not installed"))
+    rows.append(("math-verify", _version("math-verify") or "not installed: pip install 'latentmas[math]'"))
+    return rows
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [("cores", str(os.cpu_count())), ("accelerators", ", ".join(names) or "none, models run on the CPU")]
+
+
+def _sandbox() -> list[tuple[str, str]]:
+    from latentmas import sandbox
+    from latentmas.errors import CapabilityError
+
+    rows = [
+        (f"sandbox {report.level.value}", "works" if report.works else f"no: {report.reason}")
+        for report in sandbox.reports()
+    ]
+    try:
+        chosen = f"--code_exec auto takes {sandbox.choose('auto', allow_unsafe=False).value}"
+    except CapabilityError as error:
+        chosen = str(error)
+    return [*rows, ("model-written code", chosen)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,155 @@
+"""``latentmas grade``: grade stored answers again, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO, cast
+
+import typer
+from rich.console import Console
+
+from latentmas.cli._terminal import progress, sigterm_interrupts, warnings_shown
+from latentmas.cli.run import FAILED, INTERRUPTED, say
+from latentmas.errors import CapabilityError, StoreError, UnknownNameError
+from latentmas.experiment import report
+from latentmas.experiment.grading import Graded, Grading
+from latentmas.protocols import Task
+from latentmas.samples import Verdict
+
+
+def command(
+    answers: Annotated[
+        Path, typer.Argument(metavar="RUN_FOLDER | FILE.jsonl", help="A run, or a file with one answer per line.")
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", help="File for the new scores. Default: grades.jsonl in a run folder; stdout for a file."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes that check code; 0 is half of the cores.")
+    ] = 0,
+    grading: Annotated[
+        str | None,
+        typer.Option(
+            "--grading", help="Code: strict, or hub (the published test as it is; forgeable). Default: as in the run."
+        ),
+    ] = None,
+    math_verify: Annotated[
+        bool | None,
+        typer.Option("--math_verify", help="Numbers: let math-verify look at boxes that are no plain number."),
+    ] = None,
+    code_exec: Annotated[
+        str, typer.Option("--code_exec", help="How code is confined: auto, bwrap, landlock or rlimit.")
+    ] = "auto",
+    allow_unsafe_code_exec: Annotated[
+        bool, typer.Option("--allow_unsafe_code_exec", help="Run code also where only rlimit works.")
+    ] = False,
+) -> int:
+    """Grade stored answers again, without a model.
+
+    A line of FILE.jsonl is an object with id, task, output and target, and where the task needs them finish_reason
+    (stop or length), labels, options and entry_point. For code the target is the text of the test.
+
+    A line of the output has id, verdict (correct, wrong, no_answer, timeout, crashed), prediction, found_by, detail.
+
+    [bold]A run again, after a grader was mended, or whose code was not executed:[/bold]
+
+      latentmas grade runs/first
+
+    [bold]Answers of any model:[/bold]
+
+      latentmas grade answers.jsonl --output scores.jsonl
+    """
+    console = Console(stderr=True)
+    if grading not in {None, "strict", "hub"}:
+        raise UnknownNameError("way of grading", str(grading), ("strict", "hub"))
+    if code_exec == "off":
+        raise CapabilityError("--code_exec off grades no code; leave it out, or name another way")
+    from latentmas.experiment import compose, regrade
+    from latentmas.experiment.config import default_cache_folder
+
+    stored = regrade.read_stored(answers)
+    if stored.ignored:
+        say(console, f"ignored keys of {answers}: {', '.join(stored.ignored)}")
+    if stored.failed:
+        say(console, f"{stored.failed} samples ended with an error and have no answer to grade")
+
+    def grading_of(task: Task) -> Grading:
+        return compose.grading_for(
+            task,
+            code_exec=code_exec,
+            allow_unsafe_code_exec=allow_unsafe_code_exec,
+            grading=cast("Literal['strict', 'hub']", grading or stored.options.get("grading", "strict")),
+            math_verify=bool(stored.options.get("math_verify", False) if math_verify is None else math_verify),
+            workers=workers,
+            cache_folder=default_cache_folder(),
+        )
+
+    if output is None and answers.is_dir():
+        output = answers / "grades.jsonl"
+    tally = report.Tally()
+    changed: Counter[tuple[Verdict | None, Verdict]] = Counter()
+    try:
+        with (
+            sigterm_interrupts(),
+            warnings_shown(console),
+            _lines(output) as write,
+            progress(console, total=len(stored.answers), finished=0, correct=0) as show,
+        ):
+            for answer, graded in regrade.grade_stored(stored.answers, grading_of):
+                score = graded.score
+                write({"id": answer.id, **_fields(graded)})
+                tally.add(answer.task, score)
+                changed[answer.before, score.verdict] += answer.before is not score.verdict
+                show(score.verdict)
+    except KeyboardInterrupt:
+        say(console, "interrupted; the scores so far are written, and the same command begins anew")
+        return INTERRUPTED
+    Console(stderr=output is None).print(tally.table())
+    if answers.is_dir():
+        for (before, now), count in sorted(changed.items(), key=str):
+            if count:
+                say(console, f"{count} x {before or 'not graded'} -> {now}")
+    if output is not None:
+        say(console, f"scores are in {output}")
+    return FAILED if not stored.answers else 0
+
+
+def _fields(graded: Graded) -> dict[str, str | None]:
+    score = graded.score
+    return {
+        "verdict": score.verdict.value,
+        "prediction": score.prediction,
+        "found_by": score.found_by,
+        "detail": score.detail,
+    }
+
+
+@contextmanager
+def _lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that writes one object per line, at once, into a file or to stdout."""
+    if path is None:
+        yield lambda line: print(json.dumps(line), flush=True)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: TextIO = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --output") from error
+
+    def write(line: dict[str, Any]) -> None:
+        try:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+    with file:
+        yield write

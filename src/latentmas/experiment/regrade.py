@@ -1,0 +1,184 @@
+"""Stored answers, to be graded again without a model: those of a run, or the lines of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from latentmas.errors import DataError, LatentMASError
+from latentmas.experiment import compose
+from latentmas.experiment.config import task_name
+from latentmas.experiment.grading import Graded, Grading, executor, grade_all
+from latentmas.experiment.manifest import read_manifest
+from latentmas.experiment.store import read_records
+from latentmas.protocols import Task
+from latentmas.row_files import read_rows
+from latentmas.rows import samples as samples_of
+from latentmas.samples import Answer, FinishReason, Record, Sample, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One stored answer.
+
+    Attributes:
+        id: As it was given; samples have texts for ids.
+        before: Its verdict so far; None where it has none.
+    """
+
+    id: str | int
+    where: str
+    task: str
+    answer: Answer
+    sample: Sample
+    before: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswers:
+    """What is to be graded.
+
+    Attributes:
+        options: Grading options of the run the answers come from; empty for a file.
+        failed: Samples that ended with an error and have no answer.
+        ignored: Keys of the file's lines that mean nothing here.
+    """
+
+    answers: tuple[Stored, ...]
+    options: Mapping[str, object]
+    failed: int = 0
+    ignored: tuple[str, ...] = ()
+
+
+def read_stored(path: Path) -> StoredAnswers:
+    """Return the answers of a run folder or of a ``.jsonl`` file.
+
+    Raises:
+        LatentMASError: It is neither, or a line of it cannot be graded. Names the line.
+    """
+    if path.is_dir():
+        return _of_run(path)
+    if not path.exists():
+        raise DataError(f"no run folder and no file {path}; give the folder of a run, or a file of answers")
+    return _of_file(path)
+
+
+def grade_stored(answers: Sequence[Stored], grading_of: Callable[[Task], Grading]) -> Iterator[tuple[Stored, Graded]]:
+    """Yield the answers with their new scores, in their order.
+
+    Args:
+        grading_of: How answers to a task are graded.
+
+    Raises:
+        DataError: A target cannot be graded against; found before anything is graded where that is cheap.
+    """
+    tasks = {name: compose.find_task(name) for name in dict.fromkeys(stored.task for stored in answers)}
+    gradings = {name: grading_of(task) for name, task in tasks.items()}
+    for stored in answers:
+        try:
+            gradings[stored.task].check(stored.sample)
+        except DataError as error:
+            raise DataError(f"{stored.where}: {error}") from error
+    with executor(max((grading.workers for grading in gradings.values()), default=0)) as workers:
+        work = ((stored.answer, stored.sample, gradings[stored.task]) for stored in answers)
+        yield from zip(answers, grade_all(work, executor=workers), strict=True)
+
+
+def _of_run(folder: Path) -> StoredAnswers:
+    manifest = read_manifest(folder / "manifest.json")
+    if manifest is None:
+        raise DataError(f"{folder} has no manifest.json, so it is no run folder")
+    task = compose.find_task(str(manifest.config["task"]))
+    records = list(read_records(folder / "records.jsonl"))
+    originals = _withheld_samples(manifest.config, task) if _lack_options(records, task) else {}
+    found = []
+    for record in records:
+        answered = record.answered()
+        if answered is None:
+            continue
+        answer, sample = answered
+        found.append(
+            Stored(
+                id=record.id,
+                where=f"{folder} sample {record.id!r}",
+                task=str(manifest.config["task"]),
+                answer=answer,
+                sample=originals.get(sample.id, sample),
+                before=record.verdict,
+            )
+        )
+    options: dict[str, object] = {
+        name: manifest.config[name] for name in ("grading", "math_verify") if name in manifest.config
+    }
+    return StoredAnswers(answers=tuple(found), options=options, failed=len(records) - len(found))
+
+
+def _lack_options(records: Sequence[Record], task: Task) -> bool:
+    return task.card.withheld and any(record.labels and not record.options for record in records)
+
+
+def _withheld_samples(config: Mapping[str, object], task: Task) -> dict[str, Sample]:
+    """Return the samples of a run whose records leave texts out, read from its data again."""
+    dataset = config.get("dataset")
+    try:
+        rows = read_rows(str(dataset)) if dataset else task.rows(str(config["split"]))
+        return {sample.id: sample for sample in samples_of(task, rows)}
+    except LatentMASError as error:
+        raise type(error)(f"records of {task.name} hold no options, so its data is needed again: {error}") from error
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+
+
+class _Line(BaseModel):
+    """One line of a file of answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    id: str | int
+    task: Annotated[str, BeforeValidator(task_name)]
+    output: str
+    target: Text
+    finish_reason: Literal["stop", "length"] = "stop"
+    labels: tuple[Text, ...] = Field(default=(), strict=False)
+    options: tuple[Text, ...] = Field(default=(), strict=False)
+    entry_point: str | None = None
+
+
+def _of_file(path: Path) -> StoredAnswers:
+    found, ignored = [], dict[str, None]()
+    for number, row in enumerate(read_rows(path), start=1):
+        where = f"{path} answer {number}"
+        try:
+            line = _Line.model_validate(dict(row))
+        except ValidationError as invalid:
+            raise DataError(f"{where}: {_sentence(invalid)}") from None
+        ignored |= dict.fromkeys(row.keys() - _Line.model_fields.keys())
+        sample = Sample(
+            id=str(line.id),
+            question="",
+            target=line.target,
+            labels=line.labels,
+            options=line.options,
+            entry_point=line.entry_point,
+        )
+        answer = Answer(text=line.output, finish_reason=FinishReason(line.finish_reason))
+        found.append(Stored(id=line.id, where=where, task=line.task, answer=answer, sample=sample))
+    return StoredAnswers(answers=tuple(found), options={}, ignored=tuple(sorted(ignored)))
+
+
+def _sentence(invalid: ValidationError) -> str:
+    error = invalid.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"has no {name!r}; an answer has id, task, output and target"
+    shown = repr(error["input"])
+    return f"{name!r} is {shown if len(shown) <= 60 else shown[:57] + '...'}; {error['msg']}"

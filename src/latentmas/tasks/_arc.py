@@ -1,0 +1,52 @@
+"""What ARC's easy and challenge sets share: science questions with 3 to 5 options (Clark et al. 2018).
+
+Labels stay as they are: most questions have A to D, some have 1 to 4, and a few three or five options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+from latentmas.protocols import Row, Task, TaskCard
+from latentmas.rows import TableTask, choice_sample, place, require, row_id, text_list, text_or_int
+from latentmas.samples import AnswerKind, Sample
+from latentmas.tasks._hub import hub_rows
+
+SOURCE: Final = "allenai/ai2_arc"
+REVISION: Final = "210d026faf9955653af8916fad021475a3f00453"
+
+
+def build_arc(name: str, config: str, rows: Mapping[str, int]) -> Task:
+    """Return one set's task; its data is loaded when its rows are asked for."""
+    card = TaskCard(
+        source=SOURCE,
+        config=config,
+        revision=REVISION,
+        rows=MappingProxyType(rows),
+        columns=("id", "question", "choices", "answerKey"),
+        licence="CC-BY-SA-4.0",
+    )
+    return TableTask(
+        name=name,
+        card=card,
+        answer_kind=AnswerKind.CHOICE,
+        defaults=MappingProxyType({"max_new_tokens": 2048}),
+        read=partial(hub_rows, card),
+        convert=partial(_convert, name=name),
+    )
+
+
+def _convert(row: Row, index: int, *, name: str) -> Sample:
+    choices = {f"choices.{part}": texts for part, texts in require(row, "choices", dict, index, name).items()}
+    return choice_sample(
+        id=row_id(row, index, name),
+        question=require(row, "question", str, index, name),
+        labels=text_list(choices, "choices.label", index, name),
+        options=text_list(choices, "choices.text", index, name),
+        target=text_or_int(row, "answerKey", index, name),
+        options_at=place(name, index, "choices"),
+        target_at=place(name, index, "answerKey"),
+    )
