@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,7 @@ from latentmas.samples import AnswerKind, Sample
 Value = TypeVar("Value")
 
 _OWN_LABEL: Final = re.compile(r"\(?([^\s().:]+)[.):]\s+")
+_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
 
 
 @final
@@ -102,7 +104,7 @@ def text_list(row: Row, column: str, index: int, task: str) -> tuple[str, ...]:
     value, where = _present(row, column, index, task), place(task, index, column)
     if isinstance(value, str):
         try:
-            value = ast.literal_eval(value.strip())
+            value = _literal(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise DataError(f"{where}: expected a list of texts, found {_excerpt(value)}") from error
     if not isinstance(value, list | tuple):
@@ -157,6 +159,22 @@ def choice_sample(
         labels=tuple(labels),
         options=tuple(options),
     )
+
+
+def label_of(text: str, labels: Sequence[str], options: Sequence[str], where: str) -> str:
+    """Return the label of the option with this text, for data whose gold is a text.
+
+    Args:
+        where: Names the gold in errors.
+
+    Raises:
+        DataError: No option has it, or more than one has.
+    """
+    texts = _without_labels(labels, options)
+    found = [label for label, option in zip(labels, texts, strict=False) if option == text.strip()]
+    if len(found) != 1:
+        raise DataError(f"{where}: {text[:60]!r} is the text of {len(found)} options; expected 1")
+    return found[0]
 
 
 def with_options(question: str, labels: Sequence[str], options: Sequence[str]) -> str:
@@ -231,7 +249,7 @@ def _without_labels(labels: Sequence[str], options: Sequence[str]) -> list[str]:
     shown = [option.strip() for option in options]
     begun = [_OWN_LABEL.match(option) for option in shown]
     # All or none: the option "E. coli" may well stand behind the label E.
-    if any(found is None or found[1] != label for found, label in zip(begun, labels, strict=True)):
+    if [found[1] for found in begun if found] != list(labels):
         return shown
     return [option[found.end() :] for option, found in zip(shown, begun, strict=True) if found]
 
@@ -241,6 +259,12 @@ def _as_text(value: object) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _literal(text: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a "\\d" that is no escape: the data is not ours to mend
+        return ast.literal_eval(text)
 
 
 def _present(row: Row, column: str, index: int, task: str, *, show: bool = True) -> object:
@@ -254,7 +278,7 @@ def _check_text(text: str, where: str) -> None:
     if not text.strip():
         raise DataError(f"{where} is blank")
     # JSON can hold half of a surrogate pair; no tokenizer and no UTF-8 file takes one.
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _HALF_CHARACTER.search(text):
         raise DataError(f"{where} holds half of a surrogate pair, which is no Unicode text")
 
 

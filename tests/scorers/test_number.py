@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latentmas.errors import DataError
 from latentmas.samples import FinishReason, Verdict
-from latentmas.scorers.number import parse_target, score
+from latentmas.scorers.number import grade, parse_target
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
@@ -277,19 +277,19 @@ ADVERSARIES = (
 
 @pytest.mark.parametrize(("text", "target", "finish_reason", "verdict"), [*BOXES, *THINKING, *MARKERS, *LAST_NUMBERS])
 def test_answers_are_graded(text: str, target: str, finish_reason: FinishReason, verdict: Verdict) -> None:
-    assert score(text, target, finish_reason).verdict is verdict
+    assert grade(text, target, finish_reason).verdict is verdict
 
 
 @pytest.mark.parametrize(("text", "found_by", "prediction"), FOUND_BY)
 def test_the_score_says_how_the_answer_was_found(text: str, found_by: str | None, prediction: str | None) -> None:
-    graded = score(text, "7", STOP)
+    graded = grade(text, "7", STOP)
     assert (graded.found_by, graded.prediction) == (found_by, prediction)
 
 
 @pytest.mark.parametrize("digits", ["9" * 5000, "1e999999999", "9^{9^9}", "9^{99999999}", "1/0", "10^{-9999999}"])
 def test_no_number_is_too_large_to_grade(digits: str) -> None:
     for text in (f"\\boxed{{{digits}}}", f"#### {digits}", f"so it is {digits}"):
-        assert score(text, "18", STOP).verdict is WRONG
+        assert grade(text, "18", STOP).verdict is WRONG
 
 
 @pytest.mark.parametrize(
@@ -304,15 +304,15 @@ def test_a_target_that_is_no_number_is_a_data_error(target: str) -> None:
     with pytest.raises(DataError, match="is no number"):
         parse_target(target)
     with pytest.raises(DataError, match="is no number"):
-        score("18", target, STOP)
+        grade("18", target, STOP)
 
 
 @given(st.one_of(st.text(max_size=300), st.lists(st.sampled_from(FRAGMENTS), max_size=60).map("".join)))
 @settings(max_examples=400, deadline=None)
 def test_no_text_makes_the_scorer_raise(text: str) -> None:
     for shown in (text, f"\\boxed{{{text}}}", f"The answer is {text}", f"#### {text}"):
-        assert score(shown, "18", STOP).verdict in Verdict
-        assert score(shown, "18", LENGTH).found_by != "last_number"
+        assert grade(shown, "18", STOP).verdict in Verdict
+        assert grade(shown, "18", LENGTH).found_by != "last_number"
 
 
 @given(st.integers(-(10**12), 10**12))
@@ -321,8 +321,8 @@ def test_any_integer_is_found_in_any_clothes(number: int) -> None:
     grouped = f"{number:,}"
     for shown in (grouped, grouped.replace(",", "{,}"), grouped.replace(",", "\\,"), f"{number}.00", f"\\${number}"):
         for text in (f"\\boxed{{{shown}}}", f"#### {shown}", f"The answer is {shown}.", f"which makes {shown}"):
-            assert score(text, str(number), STOP).verdict is CORRECT
-            assert score(text, str(number + 1), STOP).verdict is WRONG
+            assert grade(text, str(number), STOP).verdict is CORRECT
+            assert grade(text, str(number + 1), STOP).verdict is WRONG
 
 
 @pytest.mark.parametrize(
@@ -334,5 +334,5 @@ def test_long_texts_take_linear_time(size: int, seconds: float) -> None:
     texts += ["1" + "-" * size, "\\boxed{" * (size // 8) + "1" + "}" * (size // 8)]
     for text in texts:
         began = time.process_time()
-        score(text, "18", STOP)
+        grade(text, "18", STOP)
         assert time.process_time() - began < seconds, text[:20]

@@ -22,7 +22,7 @@ needs_real_rows = pytest.mark.skipif(not REAL.is_file(), reason=f"needs the real
 @needs_real_rows
 def test_all_1319_real_rows_load() -> None:
     found = samples(gsm8k.build(), read_rows(REAL))
-    assert len(found) == gsm8k.ROWS["test"]
+    assert len(found) == gsm8k.CARD.rows["test"]
     assert found[0].target == "18"
     assert found[0].question.startswith("Janet’s ducks lay 16 eggs per day.")
 
@@ -56,6 +56,7 @@ def test_every_real_reference_solution_is_correct_and_its_neighbour_wrong() -> N
 def test_the_task_says_what_it_is() -> None:
     task = gsm8k.build()
     assert (task.name, task.answer_kind, task.splits) == ("gsm8k", AnswerKind.NUMBER, ("test", "train"))
+    assert task.scorer is None
     assert task.defaults["max_new_tokens"] == 2048
 
 
@@ -88,4 +89,4 @@ def test_ids_depend_on_place_and_content_and_stay_when_rows_are_cut(tmp_path: Pa
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_the_hub_has_the_rows_we_expect(split: str) -> None:
     task = gsm8k.build()
-    assert len(samples(task, task.rows(split))) == gsm8k.ROWS[split]
+    assert len(samples(task, task.rows(split))) == gsm8k.CARD.rows[split]

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from latentmas.errors import ConfigError, DataError, UnknownNameError
-from latentmas.protocols import Row
+from latentmas.protocols import Row, TaskCard
 from latentmas.row_files import read_rows
-from latentmas.rows import TableTask, data_digest, marked_answer, require, row_id, samples
+from latentmas.rows import (
+    TableTask,
+    choice_sample,
+    data_digest,
+    label_of,
+    marked_answer,
+    require,
+    row_id,
+    samples,
+    text_list,
+    text_or_int,
+)
 from latentmas.samples import AnswerKind, Sample
-from latentmas.scorers.number import parse_target, score
-from latentmas.tasks import _hub, gsm8k
+from latentmas.scorers.number import parse_target
 
 ROWS = [{"question": "one?", "answer": "#### 1"}, {"question": "zwei\u2028é?", "answer": "#### 2"}]
-
 
 CARD = TaskCard(source="a/b", rows={"test": 2}, columns=("question", "answer"), licence="none")
 
@@ -34,7 +46,6 @@ def task(convert: Callable[[Row, int], Sample] | None = None) -> TableTask:
         card=CARD,
         answer_kind=AnswerKind.NUMBER,
         defaults={},
-        scorer=score,
         read=lambda split: ROWS,
         convert=convert or plain,
     )
@@ -52,12 +63,15 @@ def write_as(kind: str, folder: Path) -> Path:
             path.write_text(lines.replace("\n", "\r\n"), encoding="utf-8")
         case "jsonl.gz":
             path.write_bytes(gzip.compress(lines.encode(), mtime=0))
+        case "csv":
+            cells = "".join(f'"{row["question"]}",{row["answer"]}\r\n\r\n' for row in ROWS)
+            path.write_text("\ufeffquestion,answer\r\n" + cells, encoding="utf-8", newline="")
         case _:
             parquet.write_table(pa.Table.from_pylist(ROWS), path)
     return path
 
 
-@pytest.mark.parametrize("kind", ["json", "data.json", "jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("kind", ["json", "data.json", "jsonl", "jsonl.gz", "csv", "parquet"])
 def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     assert read_rows(write_as(kind, tmp_path)) == ROWS
 
@@ -83,13 +97,29 @@ def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> No
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "line 2, column 7: not JSON"),
         ("a.json", b'{"a": 1}\n{"a": 2}', r"not JSON.*belongs into a \.jsonl file"),
         ("a.parquet", b"no parquet", "no readable Parquet file"),
-        ("a.csv", b"a,b", r"expected a name that ends in \.json, \.jsonl"),
+        ("a.csv", b"", "has no rows"),
+        ("a.csv", b"a,b\n", "has no rows"),
+        ("a.csv", b"a,b\n1,2\n\n1,2,3\n", "line 4: found 3 values; the header has 2"),
+        ("a.csv", b'a,b\n"1\n1",2\n1\n', "line 4: found 1 values; the header has 2"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "line 1: columns 1 and 3 of the header have the same name"),
+        ("a.csv", b'a,b\n1,"2\n', "line 2: no valid CSV: unexpected end of data"),
+        ("a.csv", b'a,b\n1,"2"3\n', "line 2: no valid CSV"),
+        ("a.csv", b"a,b\n1,\xff\n", "not UTF-8: byte 0xff at offset 6"),
+        ("a.tsv", b"a\tb", r"expected a name that ends in \.json, \.jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_rows(tmp_path / name)
+
+
+def test_csv_values_are_texts_of_any_length_with_line_breaks(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    long = "x" * (limit + 1)
+    (tmp_path / "a.csv").write_text(f'a,b,\n1.0,"two\nlines, ""quoted""",{long}\n', encoding="utf-8")
+    assert read_rows(tmp_path / "a.csv") == [{"a": "1.0", "b": 'two\nlines, "quoted"', "": long}]
+    assert csv.field_size_limit() == limit
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -123,6 +153,104 @@ def test_a_column_that_is_not_as_required_is_named(row: Row, kind: type, message
         require(row, "question", kind, 3, "toy")
 
 
+def test_an_error_shows_nothing_of_a_row_that_may_not_be_shown() -> None:
+    for row in ({"secret": 1}, {"question": ["secret"]}, {"question": {"secret": 1}}):
+        with pytest.raises(DataError, match="toy row 3") as caught:
+            require(row, "question", str, 3, "toy", show=False)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("  a b ", "a b"), ("025", "025"), (25, "25"), (0, "0"), (-3, "-3"), (248.0, "248")]
+)
+def test_texts_and_whole_numbers_are_read_alike(value: object, text: str) -> None:
+    assert text_or_int({"a": value}, "a", 3, "toy") == text
+
+
+@pytest.mark.parametrize("value", [None, True, 2.5, float("nan"), float("inf"), [1], {}, "", " \n", "\ud800"])
+def test_what_is_neither_text_nor_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(DataError, match="toy row 3, column 'a'"):
+        text_or_int({"a": value}, "a", 3, "toy")
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (["a", "b"], ("a", "b")),
+        (("a", 2, 3.0), ("a", "2", "3")),
+        ("['a', \"it's\"]", ("a", "it's")),
+        (' ["a", 2]', ("a", "2")),
+        ([], ()),
+    ],
+)
+def test_a_list_of_texts_may_be_written_as_text(value: object, texts: tuple[str, ...]) -> None:
+    assert text_list({"a": value}, "a", 3, "toy") == texts
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("a, b", "column 'a': expected a list of texts, found str 'a, b'"),
+        ("{'a': 1}", "column 'a': expected a list of texts, found dict"),
+        ("[" * 5000, "column 'a': expected a list of texts"),
+        ("__import__('os')", "column 'a': expected a list of texts"),
+        (None, "column 'a': expected a list of texts, found NoneType None"),
+        (["a", None], "column 'a', entry 2: expected a text or an int, found NoneType None"),
+        (["a", " "], "column 'a', entry 2 is blank"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(value: object, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        text_list({"a": value}, "a", 3, "toy")
+    with pytest.raises(DataError, match="toy row 3 has no column 'b'"):
+        text_list({"a": value}, "b", 3, "toy")
+
+
+def choice(**changes: Any) -> Sample:
+    given = {"id": "x", "question": " Why? ", "labels": ("A", "B"), "options": ("one ", "two"), "target": "B"}
+    return choice_sample(**{**given, "options_at": "the options", "target_at": "the answer", **changes})
+
+
+def test_options_stand_below_the_question_behind_their_labels() -> None:
+    sample = choice()
+    assert sample.question == "Why?\n\nA. one\nB. two"
+    assert (sample.labels, sample.options, sample.target) == (("A", "B"), ("one", "two"), "B")
+
+
+@pytest.mark.parametrize("options", [("A. one", "B. two"), ("(A) one", "(B) two"), ("A) one", "B:  two")])
+def test_a_label_that_every_option_begins_with_is_dropped(options: tuple[str, ...]) -> None:
+    assert choice(options=options) == choice()
+
+
+@pytest.mark.parametrize("options", [("A. one", "E. coli"), ("B. one", "A. two"), ("A.one", "B.two")])
+def test_what_only_looks_like_a_label_is_kept(options: tuple[str, ...]) -> None:
+    assert choice(options=options).options == options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ("A",)}, "the options: 2 options have 1 labels"),
+        ({"labels": ("A",), "options": ("one",)}, "the options: expected at least 2 options, found 1"),
+        ({"labels": ("A", "a")}, "the options: the labels A, a are not all different"),
+        ({"labels": ("A", " ")}, "the options: the labels A,   are not all different and not blank"),
+        ({"options": ("one", " ")}, "the options: option B is blank"),
+        ({"target": "b"}, "the answer: 'b' is none of the labels A, B"),
+        ({"target": "two"}, "the answer: 'two' is none of the labels A, B"),
+    ],
+)
+def test_labels_options_and_target_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        choice(**changes)
+
+
+def test_a_gold_that_is_a_text_must_be_that_of_one_option() -> None:
+    assert label_of(" two ", ("A", "B"), ("A. one", "B. two"), "it") == "B"
+    for options, count in ((("two", "two"), 2), (("one", "Two"), 0)):
+        with pytest.raises(DataError, match=f"it: 'two' is the text of {count} options; expected 1"):
+            label_of("two", ("A", "B"), options, "it")
+
+
 def test_a_gold_stands_after_the_last_hashes() -> None:
     def gold(answer: str) -> str:
         return marked_answer({"answer": answer}, "answer", 3, "toy", check=parse_target)
@@ -136,7 +264,7 @@ def test_a_gold_stands_after_the_last_hashes() -> None:
 
 def test_an_id_is_the_rows_own_or_made_of_index_and_content() -> None:
     assert row_id({"id": "a7"}, 3, "toy") == "a7"
-    assert row_id({"id": 7}, 3, "toy") == "7"
+    assert row_id({"id": 7}, 3, "toy") == row_id({"id": 7.0}, 3, "toy") == row_id({"id": " 7 "}, 3, "toy") == "7"
     assert row_id({"id": None, "a": 1}, 3, "toy").startswith("3-")
     made = row_id({"a": 1, "b": "é"}, 3, "toy")
     assert made == row_id({"b": "é", "a": 1}, 3, "toy")
@@ -182,24 +310,3 @@ def test_the_digest_changes_with_anything_a_sample_says() -> None:
 def test_a_split_that_is_not_there_is_named() -> None:
     with pytest.raises(UnknownNameError, match="no split of toy is called 'tset'; did you mean 'test'"):
         task().rows("tset")
-
-
-class _Offline:
-    @staticmethod
-    def load_dataset(*_: object, **__: object) -> list[Row]:
-        raise ConnectionError("Couldn't reach it\nsecond line")
-
-
-def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", _Offline.load_dataset)
-    with pytest.raises(ConfigError, match=r"openai/gsm8k .*ConnectionError: Couldn't reach it\); pass --dataset FILE"):
-        _hub.hub_rows(gsm8k.CARD, "test")
-
-
-def test_the_row_count_of_the_hub_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: ROWS)
-    assert _hub.hub_rows(CARD, "test") == ROWS
-    with pytest.raises(DataError, match="a/b, split 'test', has 2 rows; expected 3"):
-        _hub.hub_rows(replace(CARD, rows={"test": 3}), "test")

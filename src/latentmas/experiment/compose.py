@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from latentmas import agents, prompts, rows, tasks, tiny
 from latentmas.agents import AgentGraph
 from latentmas.backends.scripted import ByteCodec, ScriptedBackend
-from latentmas.errors import CapabilityError, ConfigError, UnknownNameError
+from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.methods.compile import HandoverAt, Recipe
@@ -147,6 +147,8 @@ def check(config: RunConfig) -> Plan:
     codec = open_codec(config)
     if config.method != "baseline":
         _check_views(samples, graph)
+    for sample in samples:
+        _check_target(sample, grading)
     method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
     return Plan(
         config=config,
@@ -200,7 +202,7 @@ def grading_for(
             )
         case AnswerKind.CODE:
             from latentmas import sandbox
-            from latentmas.scorers.code import CodeScorer
+            from latentmas.scorers.code import CodeScorer, check_target
 
             level = sandbox.choose(code_exec, allow_unsafe=allow_unsafe_code_exec)
             if level is sandbox.Level.OFF:
@@ -208,6 +210,7 @@ def grading_for(
             scorer = CodeScorer(level=level, grading=grading, cache_folder=cache_folder / "references")
             return Grading(
                 scorer=scorer,
+                check=check_target if grading == "strict" else lambda sample: None,
                 workers=workers or default_workers(),
                 notes={"code_exec": level.value, "grading": grading},
             )
@@ -365,6 +368,13 @@ def _check_views(samples: Sequence[Sample], graph: AgentGraph) -> None:
             raise ConfigError(
                 f"sample {sample.id!r} has a view for {strangers[0]!r}, who is not in the team: {', '.join(names)}"
             )
+
+
+def _check_target(sample: Sample, grading: Grading) -> None:
+    try:
+        grading.check(sample)
+    except DataError as error:
+        raise DataError(f"sample {sample.id!r}: {error}") from error
 
 
 def _check_model_name(model_name: str) -> None:

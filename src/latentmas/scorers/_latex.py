@@ -1,7 +1,7 @@
 """Short answers as models write them, in LaTeX, Markdown or prose, to one plain form and its exact value.
 
-`plain` undoes the notation, `value` reads the one number that is left. Callers pass at most `LONGEST`
-characters, so nothing here can be slow.
+`plain` undoes the notation, `value` reads the one number that is left, `spelled_value` one that is all words. Callers
+pass at most `LONGEST` characters, so nothing here can be slow.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+from math import isqrt
 from typing import Final
 
 LONGEST: Final = 400
@@ -34,6 +35,12 @@ _LATEX: Final = tuple(
     for pattern, replacement in (
         (r"⁄", "/"),
         (r"\\\\", r"\\"),  # an answer that was escaped once more, as in JSON
+        # Decimal commas: behind thousands with dots, or in braces where it cannot be grouping.
+        (
+            r"(?<![0-9.,}])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{1,2})(?![0-9,]|\.[0-9])",
+            lambda found: found[1].replace(".", "") + "." + found[2],
+        ),
+        (r"(?<![0-9.,}])(0(?=\{,\}[0-9])|[0-9]+(?=\{,\}[0-9]{1,2}(?![0-9{,.])))\{,\}", r"\1."),
         (r"\{,\}", ","),
         (r",\s*\\!", ","),
         (r"\\!", ""),
@@ -58,8 +65,10 @@ _FONT: Final = re.compile(
     r"|operatorname|boldsymbol|bm|underline|emph|boxed|fbox|mathord|num)\s*\{([^{}]*)\}"
 )
 _FRACTION: Final = re.compile(r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
+_ROOT: Final = re.compile(r"(?:\\sqrt|√)\s*\{([^{}]*)\}")
+_OVER: Final = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^\s*([-+]?[0-9.]+)\s*\\over\s*([0-9.]+)\s*$")
 _GROUPED: Final = re.compile(
-    r"(?<![0-9.,'_])[0-9]{1,3}"
+    r"(?<![0-9.,'_])(?!0[,'_])[0-9]{1,3}"
     r"(?:(?:,[0-9]{3})+|(?:'[0-9]{3})+|(?:_[0-9]{3})+|(?:\.[0-9]{3}){2,})(?![0-9'_]|,[0-9])"
 )
 _SPACED: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])")
@@ -67,7 +76,7 @@ _SPACED: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])")
 _DIGIT: Final = re.compile("[0-9]")
 _ALTERNATIVE: Final = re.compile(r"\b(?:or|and|versus|to)\b|[;&±|]|,")
 _LABEL: Final = re.compile(r"^\([A-Z]\)\s*")
-_START: Final = re.compile(r"[-+(\s]*\.?[0-9]")
+_START: Final = re.compile(r"[-+(\s√]*\.?[0-9]")
 _BEFORE: Final = re.compile(r"(?:[^\W\d_]|[\s():.,'\"?!]|(?<=[^\W\d_])-(?=[^\W\d_]))*")
 _SCALE: Final = re.compile(rf"\s*-?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _UNIT_POWER: Final = re.compile(r"(?<=[^\W\d_])\s*(?:\^\s*[({]?\s*-?[0-9]\s*[)}]?|[23]\b)")
@@ -85,6 +94,37 @@ _SIGN: Final = re.compile(r"\s*([+-]?)\s*")
 _CLOSE: Final = re.compile(r"\s*\)")
 _MIXED: Final = re.compile(r"\s*\(\(([0-9]+)\)/\(([0-9]+)\)\)|\s+([0-9]+)\s*/\s*([0-9]+)")
 
+_ONES: Final = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS: Final = [
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS: Final = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS: Final = {
+    **{"a": 1, "an": 1},
+    **{word: size for size, word in enumerate([*_ONES, *_TEENS], start=1)},
+    **{word: 10 * size for size, word in enumerate(_TENS, start=2)},
+}
+_SPELLED_SCALES: Final = {"millions": 10**6, "thousands": 10**3, "ones": 1}
+_BELOW_HUNDRED: Final = rf"(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?|{'|'.join([*_TEENS, *_ONES])})"
+_BELOW_THOUSAND: Final = (
+    rf"(?:(?:an?|{'|'.join([*_ONES, *_TEENS])})[- ]hundred(?: (?:and )?{_BELOW_HUNDRED})?|{_BELOW_HUNDRED})"
+)
+_SPELLED: Final = re.compile(
+    rf"(?P<sign>(?:minus|negative) )?(?:zero|(?=[a-z])"
+    rf"(?:(?P<millions>{_BELOW_THOUSAND}|an?)[- ]million\b ?(?:and )?)?"
+    rf"(?:(?P<thousands>{_BELOW_THOUSAND}|an?)[- ]thousand\b ?(?:and )?)?"
+    rf"(?P<ones>{_BELOW_THOUSAND})?)"
+)
+
 
 def plain(text: str) -> str:
     """Return a short text without notation: ``\\frac{a}{b}`` is ``((a)/(b))``, grouping is gone."""
@@ -97,6 +137,8 @@ def plain(text: str) -> str:
     while before != text:  # innermost first; each round takes at least one command away
         before = text
         text = _FONT.sub(r"\1", text)
+        text = _ROOT.sub(r"√(\1)", text)
+        text = _OVER.sub(lambda found: f"(({found[1] or found[3]})/({found[2] or found[4]}))", text)
         text = _FRACTION.sub(lambda found: f"(({found[1] or found[2]})/({found[3] or found[4]}))", text)
     return _GROUPED.sub(lambda found: re.sub(r"[,.'_]", "", found[0]), text)
 
@@ -116,6 +158,22 @@ def value(text: str) -> Fraction | None:
         found, tail = found * _SCALES[scale[1].lower()], tail[scale.end() :]
     tail = _UNIT_POWER.sub("", tail)
     return found if _UNITS.fullmatch(tail) and not _VARIABLE.fullmatch(tail) else None
+
+
+def spelled_value(text: str) -> int | None:
+    """Return the value of a plain text that is a whole number in words and nothing else, up to the millions."""
+    found = _SPELLED.fullmatch(" ".join(text.casefold().replace(",", " ").split()).rstrip(".!"))
+    if found is None:
+        return None
+    size = sum(scale * _below_thousand(found[name] or "") for name, scale in _SPELLED_SCALES.items())
+    return -size if found["sign"] else size
+
+
+def _below_thousand(words: str) -> int:
+    size = 0
+    for word in words.replace("-", " ").split():
+        size = (size or 1) * 100 if word == "hundred" else size + _WORDS.get(word, 0)
+    return size
 
 
 def _right_side(text: str) -> str:
@@ -188,7 +246,7 @@ class _Reader:
         return whole + Fraction(upper, lower)
 
     def power(self, depth: int) -> Fraction | None:
-        base = self.atom(depth)
+        base = self.root(depth)
         if base is None:
             return None
         found = _EXPONENT.match(self.text, self.at)
@@ -196,6 +254,12 @@ class _Reader:
             return base
         self.at = found.end()
         return _raise(base, found[1])
+
+    def root(self, depth: int) -> Fraction | None:
+        if not self.text.startswith("√", self.at):
+            return self.atom(depth)
+        self.at += 1
+        return _root(self.root(depth + 1)) if depth <= 40 else None
 
     def atom(self, depth: int) -> Fraction | None:
         if self.text.startswith("(", self.at):
@@ -231,6 +295,14 @@ def _raise(base: Fraction, exponent: str) -> Fraction | None:
         return None
     digits = max(base.numerator.bit_length(), base.denominator.bit_length()) * 0.302 * abs(power)
     return base**power if digits <= MOST_DIGITS else None
+
+
+def _root(square: Fraction | None) -> Fraction | None:
+    """Return the square root where it is exact."""
+    if square is None or square < 0:
+        return None
+    found = Fraction(isqrt(square.numerator), isqrt(square.denominator))
+    return found if found**2 == square else None
 
 
 def _bounded(found: Fraction) -> Fraction | None:

@@ -13,11 +13,10 @@ from fractions import Fraction
 from typing import Final
 
 from latentmas.errors import DataError
-from latentmas.samples import FinishReason, Score, Verdict
-from latentmas.scorers._latex import LONGEST, plain, value
+from latentmas.samples import Answer, FinishReason, Sample, Score, Verdict
+from latentmas.scorers._latex import LONGEST, plain, spelled_value, value
+from latentmas.scorers._text import last_box, visible
 
-_BOX_OPENS: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
 # A heading such as `#### 2. Second step` is no answer.
 _HASHES: Final = re.compile(r"(?<!#)####(?!#)[ \t]*+(?=[^\n\w]{0,8}[0-9０-９])(?![0-9]+[.):][ \t]+[^\W\d])")
 _ANSWER: Final = re.compile(
@@ -32,6 +31,7 @@ _LAST: Final = re.compile(
     r"""
     (?: (?<![0-9A-Za-z)\]}.]) - )?                   # a sign, where it cannot be an operator
     (?: \(\( [0-9.]+ \)/\( [0-9.]+ \)\)              # \frac, as `plain` leaves it
+    |   √ \(? [0-9.]+ \)?
     |   (?<![\^_.0-9]) (?<!\^[{(]) (?<!\^-)          # neither an exponent nor an index
         (?: [0-9]+ \s (?=[0-9]+/) )?                 # the 3 of 3 1/2
         (?: [0-9]+ (?:\.[0-9]+)? | \.[0-9]+ )
@@ -41,13 +41,20 @@ _LAST: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_DIGIT: Final = re.compile("[0-9０-９]")
+_FACTORIAL: Final = re.compile(r"[0-9)}]\s*!")
 _UNIT_DIGIT: Final = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])[23](?![0-9A-Za-z])")
 _MOST_MARKERS: Final = 200
 """Each costs up to `LONGEST` characters of work. Of a text with more, the last ones are looked at."""
 _FULL_WIDTH: Final = str.maketrans("０１２３４５６７８９．，", "0123456789.,")
 
 
-def score(text: str, target: str, finish_reason: FinishReason) -> Score:
+def score(answer: Answer, sample: Sample) -> Score:
+    """Grade an answer to a question whose target is a number."""
+    return grade(answer.text, sample.target, answer.finish_reason)
+
+
+def grade(text: str, target: str, finish_reason: FinishReason) -> Score:
     """Grade a text.
 
     Args:
@@ -58,10 +65,10 @@ def score(text: str, target: str, finish_reason: FinishReason) -> Score:
         DataError: The target is no number. The text never raises.
     """
     gold = parse_target(target)
-    answer = _visible(text)
+    answer = visible(text)
     if answer is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
-    for found_by, candidate in (("box", _box(answer)), ("marker", _marked(answer))):
+    for found_by, candidate in (("box", last_box(answer, LONGEST)), ("marker", _marked(answer))):
         if candidate is not None:
             return _grade(candidate, gold, found_by)
     if finish_reason is not FinishReason.LENGTH and (candidate := _last_number(answer)) is not None:
@@ -81,38 +88,31 @@ def parse_target(target: str) -> Fraction:
     return found
 
 
+def read_box(content: str) -> Fraction | None:
+    """Return the value of a box; None if it is not exactly one number."""
+    # In prose an exclamation mark is joy, in a box it is a factorial.
+    return None if _FACTORIAL.search(content) else _read(content)
+
+
+def _read(candidate: str) -> Fraction | None:
+    """Return the value of what was found in a text, in digits or all in words; None if not exactly one number."""
+    if len(candidate) > LONGEST:
+        return None
+    shown = plain(candidate)
+    if (found := value(shown)) is not None:
+        return found
+    spelled = spelled_value(shown)
+    return None if spelled is None else Fraction(spelled)
+
+
 def _grade(candidate: str, gold: Fraction, found_by: str) -> Score:
-    found = value(plain(candidate)) if len(candidate) <= LONGEST else None
+    found = read_box(candidate) if found_by == "box" else _read(candidate)
     verdict = Verdict.CORRECT if found == gold else Verdict.WRONG
     return Score(verdict=verdict, prediction=candidate[:LONGEST], found_by=found_by)
 
 
-def _visible(text: str) -> str | None:
-    """Return what follows the last thinking block; None where one was never closed."""
-    visible = text.rpartition("</think>")[2]
-    return None if "<think>" in visible else visible
-
-
-def _box(text: str) -> str | None:
-    """Return the content of the last box that is closed and not empty."""
-    opened_at = {found.end() - 1: found.end() for found in _BOX_OPENS.finditer(text)}
-    if not opened_at:
-        return None
-    stack: list[int] = []
-    boxes: dict[int, int] = {}
-    for brace in _BRACE.finditer(text):
-        if brace[0] == "{":
-            stack.append(brace.start())
-        elif brace[0] == "}" and stack and (start := stack.pop()) in opened_at:
-            boxes[start] = brace.start()
-    for start in sorted(boxes, reverse=True):
-        if content := text[start + 1 : min(boxes[start], start + 2 + LONGEST)].strip():
-            return content
-    return None
-
-
 def _marked(text: str) -> str | None:
-    """Return what stands behind the last ``####``, else behind the last "answer is", if that has a digit."""
+    """Return what stands behind the last ``####``, else behind the last "answer is", if that has a number."""
     end = None
     for found in _HASHES.finditer(text):
         end = found.end()
@@ -120,7 +120,9 @@ def _marked(text: str) -> str | None:
         return text[end : end + LONGEST].partition("\n")[0].strip()
     for found in reversed(deque(_ANSWER.finditer(text), maxlen=_MOST_MARKERS)):
         candidate = _first_clause(text[found.end() : found.end() + LONGEST])
-        if re.search("[0-9０-９]", candidate):
+        if candidate[:4].casefold() == "not " and _DIGIT.search(text, found.end() + len(candidate)):
+            continue  # "not 20, it must be 18": the answer is still to come
+        if _DIGIT.search(candidate) or spelled_value(plain(candidate)) is not None:
             return candidate
     return None
 

@@ -1,4 +1,4 @@
-"""What the two years of AIME share: problems whose answer is a whole number from 0 to 999.
+r"""What the two years of AIME share: problems whose answer is a whole number from 0 to 999.
 
 Copies of these texts are known in which ``\frac`` became a form feed and "rac", or ``\triangle`` a tab and
 "riangle"; a model would be asked something else, so such a row is refused.
@@ -20,7 +20,7 @@ from latentmas.tasks._hub import hub_rows
 _ANSWER: Final = re.compile(r"([0-9]{1,3})(?:\.0+)?")
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"
-    r"|\t(?:an|anh|au|binom|ext|extbf|extit|extrm|extstyle|frac|herefore|heta|ilde|imes|o|op|riangle)(?![a-z])"
+    r"|\t(?:anh?|au|binom|ext(?:bf|it|rm|style)?|frac|herefore|heta|ilde|imes|op?|riangle(?:left|q|right)?)(?![a-z])"
 )
 
 

@@ -15,7 +15,7 @@ def hub_rows(card: TaskCard, split: str) -> list[Row]:
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library it uses
 
     try:
         table = load_dataset(card.source, card.config, split=split, revision=card.revision)

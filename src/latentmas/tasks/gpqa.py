@@ -83,7 +83,7 @@ def _convert(row: Row, index: int) -> Sample:
 
 
 def _key(row: Row, index: int, question: str) -> str:
-    if row.get("Record ID") is None:
+    if not row.get("Record ID"):
         return hashlib.sha256(question.strip().encode()).hexdigest()[:16]
     key = require(row, "Record ID", str, index, NAME, show=False)
     if _ID.fullmatch(key.strip()) is None:

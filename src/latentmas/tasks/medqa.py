@@ -14,12 +14,12 @@ from typing import Final
 
 from latentmas.errors import DataError
 from latentmas.protocols import Row, Task, TaskCard
-from latentmas.rows import TableTask, choice_sample, place, require, row_id, text_list, text_or_int
+from latentmas.rows import TableTask, choice_sample, label_of, place, require, row_id, text_list, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.tasks._hub import hub_rows
 
 NAME: Final = "medqa"
-LABELS: Final = ("A", "B", "C", "D", "E")
+LABELS: Final = tuple("ABCDE")
 ENDINGS: Final = ("ending0", "ending1", "ending2", "ending3")
 CARD: Final = TaskCard(
     source="GBaker/MedQA-USMLE-4-options-hf",
@@ -76,19 +76,16 @@ def _from_shipped(row: Row, index: int) -> Sample:
     answer = text_or_int(row, "answer", index, NAME)
     question = require(row, "question", str, index, NAME).strip()
     labels = LABELS[: len(options)]
-    while question.endswith(shown := "\n".join(options)):
+    while options and question.endswith(shown := "\n".join(options).strip()):
         question = question.removesuffix(shown).strip()
-    bare = [option.strip().removeprefix(f"{label}. ") for label, option in zip(labels, options, strict=False)]
-    if bare.count(answer) != 1:
-        raise DataError(
-            f"{place(NAME, index, 'answer')}: {answer[:60]!r} is the text of {bare.count(answer)} options; expected 1"
-        )
+    if not question:
+        raise DataError(f"{place(NAME, index, 'question')} holds nothing but the options")
     return choice_sample(
         id=_id(row, index, question),
         question=question,
         labels=labels,
         options=options,
-        target=labels[bare.index(answer)],
+        target=label_of(answer, labels, options, place(NAME, index, "answer")),
         options_at=place(NAME, index, "options"),
         target_at=place(NAME, index, "answer"),
     )
