@@ -46,22 +46,20 @@ def run_driver(
 
 
 @cache
-def lack(level: Level) -> str | None:
-    """Return what the machine lacks for a level. A level that is there and fails its self-test is an error."""
+def found(level: Level) -> Exception | None:
     try:
         _selftest.check(level)
-    except CapabilityError as error:
-        return str(error)
-    except SandboxError as error:
-        if "bwrap: " in str(error):
-            return str(error)
-        raise
+    except (CapabilityError, SandboxError, _selftest.SelfTestError) as error:
+        return error
     return None
 
 
 def works(level: Level) -> Level:
-    if reason := lack(level):
-        pytest.skip(f"{level.value}: {reason}")
+    """Skip what the machine lacks; a level that is there and fails its self-test is an error."""
+    error = found(level)
+    if isinstance(error, CapabilityError) or (isinstance(error, SandboxError) and "bwrap: " in str(error)):
+        pytest.skip(f"{level.value}: {error}")
+    assert error is None
     return level
 
 
@@ -75,6 +73,11 @@ def level(request: pytest.FixtureRequest) -> Level:
 def confining(request: pytest.FixtureRequest) -> Level:
     """Every level that stops reading files and reaching the network."""
     return works(request.param)
+
+
+@pytest.fixture
+def landlock() -> Level:
+    return works(Level.LANDLOCK)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_output_comes_while_the_driver_runs_and_ends_it_when_enough(level):
         driver, b"", level=level, limits=Limits(cpu_seconds=5, wall_seconds=5), packages=(), on_output=one_piece
     )
     assert (pieces, outcome.ending) == ([b"first"], Ending.STOPPED)
-    assert outcome.wall_seconds < 2
+    assert outcome.wall_seconds < 3
 
 
 def test_all_output_before_the_end_comes_back(run, level):
@@ -168,7 +168,7 @@ def test_a_driver_that_closed_its_output_still_ends_at_the_deadline(run, level):
     ours = time.thread_time()
     ran = run("import time; os.closerange(0, 300); time.sleep(9)", level=level, wall_seconds=0.15)
     assert ran.outcome.ending is Ending.TIMEOUT
-    assert time.thread_time() - ours < 0.1  # this side sleeps meanwhile
+    assert time.thread_time() - ours < 0.07  # this side sleeps meanwhile
 
 
 def test_exiting_at_once_ends_threads_too(run, level):
@@ -176,7 +176,7 @@ def test_exiting_at_once_ends_threads_too(run, level):
         "import threading, time; threading.Thread(target=time.sleep, args=(9,)).start(); os._exit(0)", level=level
     )
     assert ran.outcome.ending is Ending.DONE
-    assert ran.outcome.wall_seconds < 2
+    assert ran.outcome.wall_seconds < 3
 
 
 def test_processor_time_is_measured(run, level):

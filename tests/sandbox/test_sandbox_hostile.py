@@ -199,6 +199,26 @@ def test_a_harmless_program_is_not_disturbed(run, confining):
     assert ran.said == "alarm alarm alarm True 8 True ['file']"
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import asyncio; asyncio.run(asyncio.sleep(0))",
+        "import subprocess; subprocess.run(['true'])",
+        "import multiprocessing; multiprocessing.Pool(1)",
+        "import shutil; open('a', 'w'); shutil.copy('a', 'b')",
+    ],
+)
+def test_what_the_documentation_says_does_not_work_does_not(run, confining, attempt):
+    ran = run(f"try: {attempt}\nexcept OSError as error: say('refused')\nos._exit(0)", level=confining)
+    assert ran.said == "refused"
+
+
+def test_landlock_lets_a_program_see_that_a_file_exists_but_not_what_is_in_it(run, payload, landlock):
+    driver = "import sys; secret = sys.stdin.readline().strip()\nsay(os.stat(secret).st_size)\nopen(secret)"
+    ran = run(driver, payload, level=landlock)
+    assert (ran.said, ran.outcome.detail) == ("6", "exit status 1")
+
+
 def test_no_capability_is_left(run, confining):
     ran = run(
         "import ctypes\ndata = (ctypes.c_uint32 * 6)()\n"

@@ -94,7 +94,7 @@ def test_a_probe_takes_well_under_a_second(level):
     report = probe.__wrapped__(level)
     assert report.works
     assert report.reason == "it passed its self-test"
-    assert time.monotonic() - begun < 2  # a busy machine; alone it takes 0.4
+    assert time.monotonic() - begun < 5  # a busy machine; alone it takes 0.4
 
 
 def test_the_self_test_notices_what_gets_through(level, monkeypatch):

@@ -21,7 +21,7 @@ for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
 def test_sleeping_ends_at_the_deadline(run, level):
     ran = run("import time; time.sleep(9)", level=level, wall_seconds=0.15)
     assert (ran.outcome.ending, ran.outcome.detail) == (Ending.TIMEOUT, "more than 0.15 s")
-    assert 0.15 <= ran.outcome.wall_seconds < 1
+    assert 0.15 <= ran.outcome.wall_seconds < 3
 
 
 def test_an_endless_loop_ends_at_the_deadline(run, level):
@@ -40,14 +40,14 @@ def test_ignoring_every_signal_does_not_help(run, level, rest):
 def test_output_does_not_move_the_deadline(run, level):
     ran = run("while True: os.write(OUTPUT_FD, b'x')", level=level, wall_seconds=0.15, output_bytes=10**9)
     assert ran.outcome.ending is Ending.TIMEOUT
-    assert ran.outcome.wall_seconds < 1
+    assert ran.outcome.wall_seconds < 3
 
 
 @only_linux
 def test_processor_time_ends_it_before_the_deadline(run, level):
     ran = run(LOOP, level=level, cpu_seconds=0.2)
     assert (ran.outcome.ending, ran.outcome.detail) == (Ending.TIMEOUT, "more than 0.2 s of processor time")
-    assert 0.2 < ran.outcome.cpu_seconds < 1
+    assert 0.2 < ran.outcome.cpu_seconds < 2
 
 
 @only_linux
@@ -127,7 +127,7 @@ def test_a_bomb_of_threads_is_stopped(run, level):
     )
     ran = run(driver, level=level, threads=16)
     assert (ran.outcome.ending, ran.outcome.detail) == (Ending.FAILED, "more than 16 threads")
-    assert ran.outcome.wall_seconds < 2
+    assert ran.outcome.wall_seconds < 3
 
 
 def test_a_bomb_of_files_is_stopped(run, level, temporary):

@@ -9,6 +9,7 @@ from latentmas.scorers._code_extract import LONGEST, extract
 
 F = "def f(x):\n    return x\n"
 G = "def g(x):\n    return x\n"
+METHOD = "class A:\n    def f(self): ...\n"
 FENCE = "```"
 
 
@@ -79,7 +80,12 @@ FOUND = [
     ("another function", block(G), G, "last_block"),
     ("code that does not parse", block("def f(x:\n"), "def f(x:\n", "last_block"),
     ("Python rather than what has no tag", block(G) + block("1 2\n", tag=""), G, "last_block"),
-    ("a method of that name", block("class A:\n    def f(self): ...\n"), "class A:\n    def f(self): ...\n", "last_block"),
+    (
+        "a method of that name",
+        block("class A:\n    def f(self): ...\n"),
+        "class A:\n    def f(self): ...\n",
+        "last_block",
+    ),
     ("the name in a function", block("def g():\n    f = 1\n"), "def g():\n    f = 1\n", "last_block"),
     ("null bytes", block("def f(x): return '\0'\n"), "def f(x): return '\0'\n", "last_block"),
 ]
@@ -192,10 +198,9 @@ def test_a_text_of_a_megabyte_takes_no_time(piece, around, size):
     assert time.thread_time() - start < 1.5  # 0.3 on a machine that is not busy
 
 
-WORDS = st.sampled_from(
-    ["```", "~~~", "````", "python", "py", " ", "    ", "\n", "\n", "\r\n", '"""', "'''", "'", '"', "\\", "#", "def f(x): "]
-    + ["return x", "<think>", "</think>", "f = 1", "class f:", "(", ")", "- ", "1. ", "\0", "\ud800", "é"]
-)
+MARKS = ["```", "~~~", "````", "python", "py", " ", "    ", "\n", "\n", "\r\n", "- ", "1. ", "<think>", "</think>"]
+CODE = ['"""', "'''", "'", '"', "\\", "#", "def f(x): ", "return x", "f = 1", "class f:", "(", ")", "\0", "\ud800", "é"]
+WORDS = st.sampled_from(MARKS + CODE)
 
 
 @given(st.one_of(st.text(max_size=300), st.lists(WORDS, max_size=60).map("".join)), st.sampled_from(["f", None]))

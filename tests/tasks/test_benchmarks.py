@@ -24,14 +24,14 @@ ARC = {
     "choices": {"text": ["iron", "wood", "glass"], "label": ["1", "2", "3"]},
     "answerKey": "1",
 }
-MBPP = {
+MBPP: dict[str, Any] = {
     "task_id": 2,
     "prompt": "Write a function that doubles a number.",
     "test_list": ["assert twice(2) == 4", "assert twice(0) == 0", "assert twice(-1) == -2", "assert twice(3) == 6"],
     "test": "inputs = [[2]]\nresults = [4]\n"
     "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(twice(*inp), exp, 0)\n",
 }
-HUMANEVAL = {
+HUMANEVAL: dict[str, Any] = {
     "task_id": "HumanEval/7",
     "prompt": 'import math\n\ndef half(x):\n    return x / 2\n\ndef twice(x: int) -> int:\n    """Double it."""\n    ',
     "entry_point": "twice",
@@ -44,7 +44,7 @@ MEDQA_HUB = {
     **{"ending0": "Liver", "ending1": "Skin", "ending2": "Heart", "ending3": "Lung"},
     "label": 2,
 }
-MEDQA_FILE = {
+MEDQA_FILE: dict[str, Any] = {
     "idx": 4,
     "pid": "4",
     "question": "Which organ pumps blood?" + 2 * "\n\nA. Liver\nB. Skin\nC. Heart\nD. Lung",
@@ -154,6 +154,13 @@ def test_both_forms_of_medqa_become_the_same_question() -> None:
     assert convert("medqa", {**MEDQA_HUB, "label": "2"}) == hub
 
 
+def test_the_quotation_mark_that_medqa_left_behind_an_option_is_no_part_of_it() -> None:
+    question = MEDQA_FILE["question"].replace("D. Lung", 'D. Lung\n"')
+    row = {**MEDQA_FILE, "question": question, "options": [*MEDQA_FILE["options"][:3], 'D. Lung\n"']}
+    assert convert("medqa", row) == convert("medqa", MEDQA_FILE)
+    assert convert("medqa", {**row, "answer": 'Lung\n"'}).target == "D"
+
+
 def test_rows_of_medqa_with_the_same_number_have_different_ids() -> None:
     other = {**MEDQA_FILE, "question": "Which organ cleans blood?"}
     assert len({sample.id for sample in samples(find_task("medqa"), [MEDQA_FILE, other])}) == 2
@@ -216,7 +223,7 @@ BROKEN: list[tuple[str, Row, str]] = [
     ("mbppplus", without(MBPP, "test"), "has no column 'test'; it has: prompt, task_id, test_list"),
     ("mbppplus", {**MBPP, "test_list": []}, "column 'test_list' is empty"),
     ("mbppplus", {**MBPP, "test_list": [["assert"]]}, "column 'test_list', entry 1: expected a text or an int"),
-    ("mbppplus", {**MBPP, "test": "assert twice(2) == 4"}, "column 'test' has no assertion(function(...), ...)"),
+    ("mbppplus", {**MBPP, "test": "assert x == 4"}, "column 'test' has no assertion(function(...), ...)"),
     ("mbppplus", {**MBPP, "test": "for i in x:\n  assertion(a.b(1), 2)"}, "column 'test' has no assertion(function"),
     ("mbppplus", {**MBPP, "test": "no python"}, "column 'test' has no assertion(function(...), ...)"),
     ("mbppplus", {**MBPP, "test": "assertion(f(1), 2)\nassertion(g(1), 2)"}, "column 'test' calls more than one fun"),

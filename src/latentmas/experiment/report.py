@@ -12,7 +12,13 @@ from rich.table import Table
 from latentmas.experiment.stats import Summary, wilson
 from latentmas.samples import LENIENT, Score, Verdict
 
-NOT_CORRECT: Final = tuple(verdict for verdict in Verdict if verdict is not Verdict.CORRECT)
+NOT_CORRECT: Final = {
+    Verdict.WRONG: "wrong",
+    Verdict.NO_ANSWER: "none",
+    Verdict.TIMEOUT: "time",
+    Verdict.CRASHED: "crash",
+}
+"""Short heads for an ordinary terminal."""
 
 
 def published(summary: Summary) -> dict[str, str | int | float | None]:
@@ -77,10 +83,10 @@ class Tally:
         self.scores.setdefault(task, []).append(replace(score, prediction=None, detail=None))
 
     def table(self) -> Table:
-        """Return accuracies with 95 % Wilson intervals, strict ones beside them, and the other verdicts."""
+        """Return accuracies with 95 % Wilson intervals, strict ones beside them, and how many have each other verdict."""
         result = Table(box=SIMPLE_HEAD, pad_edge=False)
-        result.add_column("task")
-        for name in ("answers", "accuracy % (95 %)", "strict %", *(verdict.value for verdict in NOT_CORRECT)):
+        result.add_column("task", no_wrap=True)
+        for name in ("answers", "accuracy % (95 %)", "strict", *NOT_CORRECT.values()):
             result.add_column(name, justify="right", no_wrap=True)
         for task, scores in self.scores.items():
             correct = [score for score in scores if score.verdict is Verdict.CORRECT]

@@ -48,6 +48,7 @@ class ConfinedProcess:
     def __init__(self, process: subprocess.Popen[bytes], *, output: int, level: Level, place: Scratch) -> None:
         self._process = process
         self._exit: Exit | None = None
+        self._over = False
         self.pid = process.pid
         self.output = output
         self.level = level
@@ -62,12 +63,13 @@ class ConfinedProcess:
 
     def end(self) -> Exit:
         """Kill what is left of it and return how it ended."""
-        if self._exit is None or sys.platform != "linux":
+        if not self._over:
             with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has ended
                 os.killpg(self.pid, signal.SIGKILL)
             self._reap(0)
             if self.level is Level.RLIMIT and sys.platform == "linux":
                 _sweep(self.place.root)
+            self._over = True
         assert self._exit is not None
         return self._exit
 

@@ -92,9 +92,9 @@ def parse_test(text: str, entry_point: str | None) -> HubTest:
         DataError: It has no shape that is known.
     """
     tree = _tree(text)
-    layout = _layout(tree, entry_point)
-    loop = next((statement for statement in layout.statements if isinstance(statement, ast.For)), None)
     try:
+        layout = _layout(tree, entry_point)
+        loop = next((statement for statement in layout.statements if isinstance(statement, ast.For)), None)
         calls = list(
             asserted_calls(layout.statements, layout.called) if loop is None else _looped_calls(tree, layout, loop)
         )

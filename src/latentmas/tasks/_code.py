@@ -1,32 +1,31 @@
-"""What tasks of code share: finding the function that a published test calls, and showing code."""
+"""What tasks of code share: finding the function that a test calls, and showing code."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 import warnings
-from collections.abc import Iterator
 
 from latentmas.errors import DataError
 
 
 def entry_point(test: str, where: str) -> str:
-    """Return the name of the function whose result a test hands to its ``assertion(...)``.
+    """Return the name of the function that a test calls in its ``assertion(...)``, or else in its assert statements.
 
     Args:
         where: Names the test in errors.
 
     Raises:
-        DataError: There is no such call, or they call more than one function.
+        DataError: It calls none there, or more than one.
     """
     # The call is in the last loop. Before it stand inputs and results, a megabyte of them in some rows.
     loop = test.rfind("\nfor ") + 1
-    for part in (test[loop:], test):
-        names = sorted(set(_called(part)))
-        if len(names) > 1:
-            raise DataError(f"{where} calls more than one function: {', '.join(names)}")
-        if names:
-            return names[0]
-    raise DataError(f"{where} has no assertion(function(...), ...), so the name of its function is not known")
+    names = _called(test[loop:]) or _called(test)
+    if len(names) > 1:
+        raise DataError(f"{where} calls more than one function: {', '.join(sorted(names))}")
+    if not names:
+        raise DataError(f"{where} has no assertion(function(...), ...), so the name of its function is not known")
+    return names.pop()
 
 
 def block(code: str) -> str:
@@ -34,14 +33,25 @@ def block(code: str) -> str:
     return f"```python\n{code.strip(chr(10)).rstrip()}\n```"
 
 
-def _called(code: str) -> Iterator[str]:
+def _called(code: str) -> set[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a "\\d" that is no escape: the test is not ours to mend
+            warnings.simplefilter("ignore")  # of a "\d" that is no escape: the test is not ours to mend
             tree = ast.parse(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return
+        return set()
+    handed: set[str] = set()
+    asserted: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Name("assertion"), args=[ast.Call(func=ast.Name(name)), *_]):
-                yield name
+                handed.add(name)
+            case ast.Assert(test=claim):
+                asserted |= _functions(claim)
+    return handed or asserted
+
+
+def _functions(claim: ast.expr) -> set[str]:
+    calls = (node for node in ast.walk(claim) if isinstance(node, ast.Call))
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    return {name for name in names if not hasattr(builtins, name) and name != "isclose"}

@@ -114,8 +114,11 @@ class _Converter:
         options, options_at = self._options(row, index)
         labels = self._labels(row, index, len(options))
         target = text_or_int(row, self.entry.target, index, name)
+        with_text = [label for label, option in zip(labels, options, strict=False) if option.strip() == target]
         if target not in labels:
             target = label_of(target, labels, options, target_at)
+        elif with_text and with_text != [target]:
+            raise DataError(f"{target_at}: {target!r} is a label and the text of another option; choose other labels")
         return choice_sample(
             id=self._id(row, index),
             question=self._question(row, index),

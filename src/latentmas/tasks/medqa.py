@@ -1,8 +1,8 @@
 """MedQA: questions of the United States medical licensing examination with four options (Jin et al. 2020).
 
 Two forms are read: the columns of the hub, and those of the file ``medqa.json`` with 300 of the questions, in
-which many benchmarks pass it on. There a question repeats its options, up to two times, and the answer is the
-text of an option.
+which many benchmarks pass it on. There a question repeats its options, up to two times, the answer is the text of
+an option, and ten last options end with a line that is only a quotation mark.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ def _from_hub(row: Row, index: int) -> Sample:
 
 
 def _from_shipped(row: Row, index: int) -> Sample:
-    options = text_list(row, "options", index, NAME)
-    answer = text_or_int(row, "answer", index, NAME)
+    raw = text_list(row, "options", index, NAME)
+    options = [_without_lost_quote(option) for option in raw]
+    answer = _without_lost_quote(text_or_int(row, "answer", index, NAME))
     question = require(row, "question", str, index, NAME).strip()
     labels = LABELS[: len(options)]
-    while options and question.endswith(shown := "\n".join(options).strip()):
+    while raw and question.endswith(shown := "\n".join(raw).strip()):
         question = question.removesuffix(shown).strip()
     if not question:
         raise DataError(f"{place(NAME, index, 'question')} holds nothing but the options")
@@ -89,6 +90,10 @@ def _from_shipped(row: Row, index: int) -> Sample:
         options_at=place(NAME, index, "options"),
         target_at=place(NAME, index, "answer"),
     )
+
+
+def _without_lost_quote(text: str) -> str:
+    return text.strip().removesuffix('\n"').strip()
 
 
 def _id(row: Row, index: int, question: str) -> str:
