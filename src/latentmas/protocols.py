@@ -236,6 +236,7 @@ class Task(Protocol):
     def splits(self) -> tuple[str, ...]:
         """The first one is what is evaluated unless another is asked for."""
         ...
+
     @property
     def defaults(self) -> Mapping[str, object]:
         """Option names and the values this task recommends."""

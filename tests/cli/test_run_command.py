@@ -84,6 +84,7 @@ class ScriptedPlan:
     data_digest: str = "data"
     grading: Grading = field(default_factory=lambda: Grading(scorer=same))
     withhold: bool = False
+    notes: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def samples(self) -> tuple[Sample, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from rich.console import Console
@@ -51,6 +52,8 @@ class Plan(Protocol):
     def grading(self) -> Grading: ...
     @property
     def withhold(self) -> bool: ...
+    @property
+    def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
     def open(self) -> Experiment: ...
@@ -131,7 +134,7 @@ def work(plan: Plan, console: Console) -> Summary:
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
         experiment = plan.open()
-        folder.begin({**experiment.backend.environment(), **plan.grading.notes})
+        folder.begin({**experiment.backend.environment(), **plan.notes})
         started = time.monotonic()
         try:
             with (

@@ -74,6 +74,14 @@ class Plan:
         return self.task.card.withheld and not self.config.save_withheld
 
     @property
+    def notes(self) -> dict[str, str | None]:
+        """What a manifest must know beside the backend: where the data comes from, and how answers are graded."""
+        card, file = self.task.card, self.config.dataset
+        hub = " ".join(filter(None, (card.source, card.config)))
+        data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
+        return {**data, **self.grading.notes}
+
+    @property
     def prompt_digest(self) -> str:
         """Digest of everything agents are told: the prompt set, the team, and how text becomes tokens."""
         material = f"{self.prompts.digest} {self.codec.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
@@ -185,7 +193,8 @@ def grading_for(
             from latentmas.scorers import choice
 
             return Grading(
-                scorer=choice.score, check=lambda sample: choice.resolve_target(sample.target, sample.labels, sample.options)
+                scorer=choice.score,
+                check=lambda sample: choice.resolve_target(sample.target, sample.labels, sample.options),
             )
         case AnswerKind.NUMBER:
             from latentmas.scorers import number

@@ -52,6 +52,9 @@ def table(summary: Summary) -> Table:
     result.add_row("samples", finished)
     result.add_row("accuracy", f"{_percent(summary.accuracy)} ({summary.correct} of {summary.n})")
     result.add_row("  95 % interval (Wilson)", f"{_percent(summary.accuracy_low)} - {_percent(summary.accuracy_high)}")
+    if summary.correct_strict != summary.correct:
+        strict = summary.correct_strict / summary.n
+        result.add_row("  strict: box or marker only", f"{_percent(strict)} ({summary.correct_strict} of {summary.n})")
     for verdict, count in summary.verdicts.items():
         if count and verdict is not Verdict.CORRECT:
             result.add_row(f"  {verdict.value.replace('_', ' ')}", str(count))
@@ -83,7 +86,7 @@ class Tally:
         self.scores.setdefault(task, []).append(replace(score, prediction=None, detail=None))
 
     def table(self) -> Table:
-        """Return accuracies with 95 % Wilson intervals, strict ones beside them, and how many have each other verdict."""
+        """Return accuracies with 95 % Wilson intervals, strict ones, and how many have each other verdict."""
         result = Table(box=SIMPLE_HEAD, pad_edge=False)
         result.add_column("task", no_wrap=True)
         for name in ("answers", "accuracy % (95 %)", "strict", *NOT_CORRECT.values()):

@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from latentmas.experiment.config import RunConfig
-from latentmas.samples import FinishReason, Record, Verdict
+from latentmas.samples import LENIENT, FinishReason, Record, Verdict
 
 SUMMARY_SCHEMA: Final = 1
 Z_95: Final = 1.959963984540054
@@ -28,6 +28,7 @@ class Summary(BaseModel):
         errors: Records that ended with an error; they count as not correct.
         ungraded: Answers without a verdict, as a run without code execution leaves them.
         first_error: The oldest of them; None without any.
+        correct_strict: Of the correct ones those that were marked as the answer, and not just the last number.
         accuracy: correct / n, in [0, 1]; None while n is 0 or an answer is not graded.
         accuracy_low, accuracy_high: Ends of its 95 % Wilson interval.
         verdicts: How many records have each verdict; errors have none.
@@ -55,6 +56,7 @@ class Summary(BaseModel):
     ungraded: int = 0
     first_error: str | None
     correct: int
+    correct_strict: int = 0
     accuracy: float | None
     accuracy_low: float | None
     accuracy_high: float | None
@@ -77,7 +79,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
     Args:
         samples: How many records a complete run has.
     """
-    n = errors = written = thoughts = prompt = cut = slots = memory = 0
+    n = errors = strict = written = thoughts = prompt = cut = slots = memory = 0
     seconds = 0.0
     first_error: str | None = None
     verdicts: Counter[Verdict] = Counter()
@@ -89,6 +91,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         cut += record.finish_reason is FinishReason.LENGTH
         if record.verdict is not None:
             verdicts[record.verdict] += 1
+        strict += record.verdict is Verdict.CORRECT and record.found_by not in LENIENT
         for agent in record.agents:
             written += agent.written_tokens
             thoughts += agent.thoughts
@@ -114,6 +117,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         ungraded=ungraded,
         first_error=first_error,
         correct=correct,
+        correct_strict=strict,
         accuracy=correct / n if n and not ungraded else None,
         accuracy_low=low,
         accuracy_high=high,

@@ -35,10 +35,12 @@ QUIET: Final = 1  # the kernel's log is not filled with what is refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """Attributes:
-    attributes: What the rules are about, as the kernel reads it.
-    flags: For the call that applies them.
-    rules: Paths, each with the rights that remain on it and below it. Everything else is lost.
+    """The rules for one process.
+
+    Attributes:
+        attributes: What the rules are about, as the kernel reads it.
+        flags: For the call that applies them.
+        rules: Paths, each with the rights that remain on it and below it. Everything else is lost.
     """
 
     attributes: bytes

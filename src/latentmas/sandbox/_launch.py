@@ -38,10 +38,12 @@ namespace["enter"](orders)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Attributes:
-    command: With its arguments.
-    environment: All of it.
-    header: What its standard input begins with; the payload follows.
+    """How one process is started.
+
+    Attributes:
+        command: With its arguments.
+        environment: All of it.
+        header: What its standard input begins with; the payload follows.
     """
 
     command: tuple[str, ...]

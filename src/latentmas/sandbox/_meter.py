@@ -17,8 +17,10 @@ from latentmas.sandbox.outcome import Ending, Limits, SandboxError
 
 @final
 class Meter:
-    """Attributes:
-    cpu_seconds: Processor time when it was last looked at.
+    """Looks at one process, when asked.
+
+    Attributes:
+        cpu_seconds: Processor time when it was last looked at.
     """
 
     def __init__(self, process: ConfinedProcess, limits: Limits) -> None:

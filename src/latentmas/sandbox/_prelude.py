@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from typing import Any, TypedDict
 
     class Orders(TypedDict):
-        """Attributes:
-        driver: The program to run.
-        output: Descriptor of the pipe that the parent reads.
-        parent: Its number, or 0 where the numbers of processes differ inside.
-        packages: Folder of the packages that can be imported.
-        environment: Names of the variables that remain.
-        rlimits: Resource, soft and hard limit.
-        linux: Whether rights are given up at all; no other system has them.
-        landlock: Attributes, flags and rules; None applies none.
-        seccomp: The filter; empty applies none.
-        own_pid: Stands in the filter for the number of this process.
+        """What the parent wants of this process.
+
+        Attributes:
+            driver: The program to run.
+            output: Descriptor of the pipe that the parent reads.
+            parent: Its number, or 0 where the numbers of processes differ inside.
+            packages: Folder of the packages that can be imported.
+            environment: Names of the variables that remain.
+            rlimits: Resource, soft and hard limit.
+            linux: Whether rights are given up at all; no other system has them.
+            landlock: Attributes, flags and rules; None applies none.
+            seccomp: The filter; empty applies none.
+            own_pid: Stands in the filter for the number of this process.
         """
 
         driver: CodeType

@@ -27,9 +27,11 @@ COMPLAINT: Final = "complaint"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """Attributes:
-    code: Exit status, or minus the number of the signal. Under bubblewrap the latter is 128 plus it.
-    cpu_seconds: Processor time of the process and of those it waited for.
+    """How a process ended.
+
+    Attributes:
+        code: Exit status, or minus the number of the signal. Under bubblewrap the latter is 128 plus it.
+        cpu_seconds: Processor time of the process and of those it waited for.
     """
 
     code: int
@@ -38,11 +40,13 @@ class Exit:
 
 @final
 class ConfinedProcess:
-    """Attributes:
-    pid: The process that was started: bubblewrap, or the interpreter itself.
-    output: Descriptor to read what it writes; reading does not block.
-    level: How it is confined.
-    place: Its scratch folder.
+    """A process that runs a driver.
+
+    Attributes:
+        pid: The process that was started: bubblewrap, or the interpreter itself.
+        output: Descriptor to read what it writes; reading does not block.
+        level: How it is confined.
+        place: Its scratch folder.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], *, output: int, level: Level, place: Scratch) -> None:

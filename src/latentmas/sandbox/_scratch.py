@@ -16,10 +16,12 @@ REMOVAL_TRIES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
-    """Attributes:
-    root: Holds the rest; only its owner can enter it.
-    folder: Where the program may write.
-    packages: Folder of links to the packages it may import.
+    """The folders of one run.
+
+    Attributes:
+        root: Holds the rest; only its owner can enter it.
+        folder: Where the program may write.
+        packages: Folder of links to the packages it may import.
     """
 
     root: str

@@ -44,9 +44,11 @@ UNDOING_OPTIONS: Final = (1, 4, 35, 0x59616D61)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Attributes:
-    audit: The kernel's name for the architecture.
-    column: Its column in the tables of numbers.
+    """A kind of machine the filter can be built for.
+
+    Attributes:
+        audit: The kernel's name for the architecture.
+        column: Its column in the tables of numbers.
     """
 
     audit: int

@@ -18,13 +18,15 @@ from latentmas.errors import CapabilityError, ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Attributes:
-    interpreter: The real program, not the link in a virtual environment.
-    standard_library: Its folders.
-    hidden: Folders inside these that hold installed packages, which are no part of it.
-    folders: Other folders that can be read with all they hold.
-    files: Files that can be read.
-    packages: Folders and modules that can be imported.
+    """What there is to read.
+
+    Attributes:
+        interpreter: The real program, not the link in a virtual environment.
+        standard_library: Its folders.
+        hidden: Folders inside these that hold installed packages, which are no part of it.
+        folders: Other folders that can be read with all they hold.
+        files: Files that can be read.
+        packages: Folders and modules that can be imported.
     """
 
     interpreter: str

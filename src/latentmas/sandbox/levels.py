@@ -27,8 +27,10 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelReport:
-    """Attributes:
-    reason: One sentence: what was tried, or why it does not work and what to do.
+    """Whether a level works on this machine.
+
+    Attributes:
+        reason: One sentence: what was tried, or why it does not work and what to do.
     """
 
     level: Level
