@@ -99,6 +99,7 @@ REPEATED = (
     "\u0301\u0323",
 )
 
+HARDEST = ("\\boxed{", "\\boxed{ }", "**", "(", "####", "\\frac{", "9", "answer is ", "answer to ", "Option ", "A\n")
 WORDS = ("A", "a", "C", "I", "B", "planet", "vitamin", "reactive", "-", "is", "of", ",", ".", "was", "the", "in")
 
 
@@ -187,8 +188,14 @@ def test_long_texts_take_linear_time(grader):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("grader", ["number", "choice"])
+def test_long_texts_of_every_shape_take_linear_time(grader):
+    check_time(grader, (text for fragment in REPEATED for text in shapes(fragment, 100_000)), seconds=0.4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("grader", GRADERS)
-@pytest.mark.parametrize("fragment", REPEATED)
+@pytest.mark.parametrize("fragment", HARDEST)
 def test_a_text_of_a_megabyte_takes_less_than_a_second(grader, fragment):
     check_time(grader, shapes(fragment, 1_000_000), seconds=1)
 

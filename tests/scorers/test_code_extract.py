@@ -87,6 +87,7 @@ FOUND = [
         "last_block",
     ),
     ("the name in a function", block("def g():\n    f = 1\n"), "def g():\n    f = 1\n", "last_block"),
+    ("spaces in a string", block('f = """\n    \n"""\n'), 'f = """\n    \n"""\n', "block"),
     ("null bytes", block("def f(x): return '\0'\n"), "def f(x): return '\0'\n", "last_block"),
 ]
 

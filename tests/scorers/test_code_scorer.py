@@ -365,17 +365,17 @@ def test_a_reference_that_fails_is_no_verdict_on_the_answer(grade, body):
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
-        ("list(range(n))", CORRECT),
-        ("[float(i) for i in range(n)]", CORRECT),
-        ("[*range(n - 1), n]", WRONG),
-        ("tuple(range(n))", WRONG),
+        ("list(large)", CORRECT),
+        ("[float(i) for i in large]", CORRECT),
+        ("[*large[:-1], 0]", WRONG),
+        ("tuple(large)", WRONG),
         ("[]", WRONG),
     ],
 )
 def test_results_of_many_megabytes_are_compared_by_value(grade, answer, verdict):
-    test = reference_test("return list(range(n))").replace("[[3], [0]]", "[[3], [900_000]]")
-    code = f"def f(n): return {answer} if n > 3 else list(range(n))"
-    assert grade(code, test, None).verdict is verdict
+    test = reference_test("return list(range(n, n + 300_000)) if n else []").replace("[[3], [0]]", "[[0], [10**14]]")
+    code = f"def f(n):\n    large = range(n, n + 300_000)\n    return {answer} if n else []"
+    assert grade(code, test.replace("10**14", "1" + "0" * 14), None).verdict is verdict
 
 
 def test_hub_grading_runs_the_published_test_and_says_that_it_can_be_forged(grade):

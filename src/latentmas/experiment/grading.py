@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, ParamSpec, TypeVar, final
 
 from latentmas.errors import StoreError
@@ -55,8 +55,12 @@ def executor(workers: int) -> Iterator[Executor]:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()  # what it waits for may take minutes
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()  # what it waits for may take minutes; it clears up
+        for child in children:
+            child.join(CLEARING_SECONDS)
+            child.kill()
         raise
     pool.shutdown()
 
@@ -110,6 +114,8 @@ def grade_all(answered: Iterable[tuple[Answer, Sample, Grading]], *, executor: E
         yield Graded(sample=sample, score=result_of(score))
 
 
+CLEARING_SECONDS = 2.0
+"""How long an interrupted process has to clear up."""
 AHEAD = 64
 """Answers that may wait for a worker; their tests can be large."""
 
@@ -120,8 +126,13 @@ def default_workers() -> int:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    """Leave Ctrl-C to the parent, and end with it however it ends; what is being graded is cleared away first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(1)
+
+    signal.signal(signal.SIGTERM, end)
     parent: Any = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -87,9 +87,9 @@ class Tally:
 
     def table(self) -> Table:
         """Return accuracies with 95 % Wilson intervals, strict ones, and how many have each other verdict."""
-        result = Table(box=SIMPLE_HEAD, pad_edge=False)
+        result = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         result.add_column("task", no_wrap=True)
-        for name in ("answers", "accuracy % (95 %)", "strict", *NOT_CORRECT.values()):
+        for name in ("n", "accuracy % (95 %)", "strict", *NOT_CORRECT.values()):
             result.add_column(name, justify="right", no_wrap=True)
         for task, scores in self.scores.items():
             correct = [score for score in scores if score.verdict is Verdict.CORRECT]

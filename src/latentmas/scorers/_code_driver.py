@@ -173,7 +173,7 @@ def main(descriptor: int) -> "NoReturn":
         while left:
             left = left[write_bytes(descriptor, left) :]
 
-    def fail(error: BaseException) -> "NoReturn":
+    def report(error: BaseException) -> None:
         try:
             name, message = type(error).__name__, str(error)
         except BaseException:  # noqa: BLE001
@@ -181,7 +181,6 @@ def main(descriptor: int) -> "NoReturn":
         pieces.clear()
         emit(f"![{quoted(str(name)[:100])},{quoted(str(message)[:300])}]\n")
         flush()
-        end(1)
 
     source, entry_point, calls, iterators = load(sys.stdin.buffer.read())
     sys.set_int_max_str_digits(0)  # the tests are older than the limit
@@ -200,7 +199,10 @@ def main(descriptor: int) -> "NoReturn":
             emit("\n")
             flush()
     except BaseException as error:  # noqa: BLE001
-        fail(error)
+        try:
+            report(error)
+        finally:
+            end(1)  # whatever the program has broken
     end(0)
 
 

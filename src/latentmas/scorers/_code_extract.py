@@ -64,7 +64,7 @@ def extract(text: str, entry_point: str | None) -> Extracted | None:
         return Extracted(code=code, found_by="block")
     # The prompt may have opened the block, so that its end is the first fence.
     first = next((fence.line for fence in _fences(lines)), len(lines))
-    code = textwrap.dedent("\n".join(lines[:first]))
+    code = _dedented("\n".join(lines[:first]))
     if search.defines(search.parse(code)):
         return Extracted(code=code, found_by="text")
     last = search.last_python or search.last_untagged
@@ -115,7 +115,7 @@ class _Search:
         if depth == _DEEPEST:
             return None
         for block in reversed(list(self._blocks(lines))):
-            code = textwrap.dedent("\n".join(block.lines)) + "\n"
+            code = _dedented("\n".join(block.lines)) + "\n"
             if not code.strip():
                 continue
             tree = None if block.python is False else self.parse(code)
@@ -194,7 +194,13 @@ def _outdented(lines: Sequence[str], indent: str) -> Sequence[str]:
     first = next((line for line in lines if line.strip()), "")
     if not indent or not first.startswith(indent):
         return lines
-    return [line.removeprefix(indent) if line.strip() else "" for line in lines]
+    return [line.removeprefix(indent) for line in lines]
+
+
+def _dedented(code: str) -> str:
+    """Take off the indentation that all lines have; code that has none keeps every space, also those in strings."""
+    first = next((line for line in code.split("\n") if line.strip()), "")
+    return textwrap.dedent(code) if first[:1].isspace() else code
 
 
 def _quote_after(code: str, quote: str | None) -> str | None:

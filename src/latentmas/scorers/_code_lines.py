@@ -13,6 +13,8 @@ LARGE: Final = 4 * 1024 * 1024
 """Bytes of a result above which it is known by its digest: references return up to a gigabyte."""
 HELD: Final = 64 * 1024 * 1024
 """Bytes of a line that is kept while it comes."""
+_NORMAL: Final = frozenset({int, str, bytes, type(None)})
+"""Types of which equal values are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ def _normal(value: object) -> object:  # noqa: PLR0911
             return int(value)
         case bool():
             return int(value)
+        case list() | tuple() if _NORMAL.issuperset(map(type, value)):
+            return value
         case list():
             return [_normal(member) for member in value]
         case tuple():

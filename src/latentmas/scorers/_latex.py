@@ -30,17 +30,16 @@ _REWRITES: Final = tuple(
         (r"(?<=[0-9])(?:[\u00A0\u2009\u202F]|\{?\\[,;: ]\}?)(?=[0-9]{3}(?![0-9]))", ""),  # grouping
     )
 )
+# Decimal commas: behind thousands with dots, or in braces where it cannot be grouping.
+_DECIMALS: Final = re.compile(r"(?<![0-9.,}])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{1,2})(?![0-9,]|\.[0-9])")
+_IN_BRACES: Final = re.compile(
+    r"(?<![0-9.,}])(0(?=\{,\}[0-9])|[0-9]+(?=\{,\}[0-9]{1,2}(?![0-9{,.])))\{,\}",
+)
 _LATEX: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"⁄", "/"),
         (r"\\\\", r"\\"),  # an answer that was escaped once more, as in JSON
-        # Decimal commas: behind thousands with dots, or in braces where it cannot be grouping.
-        (
-            r"(?<![0-9.,}])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{1,2})(?![0-9,]|\.[0-9])",
-            lambda found: found[1].replace(".", "") + "." + found[2],
-        ),
-        (r"(?<![0-9.,}])(0(?=\{,\}[0-9])|[0-9]+(?=\{,\}[0-9]{1,2}(?![0-9{,.])))\{,\}", r"\1."),
         (r"\{,\}", ","),
         (r",\s*\\!", ","),
         (r"\\!", ""),
@@ -131,9 +130,12 @@ def plain(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = unicodedata.normalize("NFKC", text)
+    if "," in text:
+        text = _DECIMALS.sub(lambda found: f"{found[1].replace('.', '')}.{found[2]}", text)
+        text = _IN_BRACES.sub(r"\1.", text)
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
-    before = ""
+    before = "" if "\\" in text or "√" in text else text
     while before != text:  # innermost first; each round takes at least one command away
         before = text
         text = _FONT.sub(r"\1", text)

@@ -26,7 +26,8 @@ _MARKUP: Final = re.compile(r"[*`$\"“”]+|</?(?:b|strong|em|i|u|p|span|div|h[
 _ANSWER_TAG: Final = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 _ANSWER: Final = re.compile(
     r"""
-    (?:\b|(?<=_)) (?:answers?|ans|option|choice|(?:correct|right|best|final|my)[ ](?:response|letter|selection))\b
+    (?<![^\W_]) (?=[abcfmorIW])  # the first letters of what follows, for speed
+    (?: (?:answers?|ans|option|choice|(?:correct|right|best|final|my)[ ](?:response|letter|selection))\b
     (?:[ \t]+(?:to|for|of|here|among|from|that|in|choice|option|letter|which)\b(?:[ \t]+(?!ans)[\w'-]{1,24}+){0,8}?)?
     (?: [\s'_]{0,8}\b(?:is|was|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|has[ ]to[ ]be)\b(?!')[ \t]*[:：]?
     |   [\s'_]{0,8}[:：=]
@@ -35,9 +36,8 @@ _ANSWER: Final = re.compile(
     |   (?<=answer)[ \t_]{0,8}\n
     |   (?<=answer)[ \t]{1,8}(?=[(\[]?[A-Z0-9]{1,2}[)\]]?[ \t]{0,8}\.?[ \t]{0,8}(?:\n|$))
     )
-    |
-    \b(?:I|we)(?:['’](?:ll|d|m|re)|[ ](?:would|will|should|must|can|am|are|shall|have[ ]to|need[ ]to|therefore|thus))?
-    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s)
+    |   (?:I|we)(?:['’](?:ll|d|m|re)|[ ](?:would|will|should|must|can|am|are|shall|have[ ]to|need[ ]to|therefore|thus))?
+    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s) )
     """,
     re.IGNORECASE | re.VERBOSE,
 )

@@ -207,8 +207,7 @@ def _line(process: subprocess.Popen[bytes], seconds: float) -> dict[str, bool]:
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return
-    process.kill()
-    process.wait()
+    process.poll()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):  # what was not sent is of no use any more
