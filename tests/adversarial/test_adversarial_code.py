@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ import yaml
 from latentmas import sandbox
 
 HERE = Path(__file__).parent
+PARTS = 8
 
 
 @pytest.fixture(params=["bwrap", "landlock"])
@@ -30,6 +32,7 @@ def level(request):
     return request.param
 
 
+@cache
 def cases(name):
     return yaml.safe_load((HERE / f"code_{name}.yaml").read_text(encoding="utf-8"))
 
@@ -143,7 +146,7 @@ def surprises(chosen, level, tmp_path, around=None):
                 "finish_reason": case.get("finish_reason", "stop"),
             }
             file.write(json.dumps(line) + "\n")
-    words = ["grade", str(answers), "--output", str(scores), "--code_exec", level, "--workers", "2"]
+    words = ["grade", str(answers), "--output", str(scores), "--code_exec", level, "--workers", "1"]
     # A process of its own, so that its environment really holds the secret.
     done = subprocess.run([sys.executable, "-m", "latentmas", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -157,22 +160,24 @@ def surprises(chosen, level, tmp_path, around=None):
 
 
 @pytest.mark.slow
-def test_odd_but_right_code_is_right_and_wrong_code_is_not(level, tmp_path):
-    assert not (found := surprises(cases("honest"), level, tmp_path)), "\n".join(found)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_odd_but_right_code_is_right_and_wrong_code_is_not(part, level, tmp_path):
+    assert not (found := surprises(cases("honest")[part::PARTS], level, tmp_path)), "\n".join(found)
 
 
 @pytest.mark.slow
-def test_no_hostile_program_is_graded_right_or_leaves_a_trace(level, tmp_path, surroundings):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_hostile_program_is_graded_right_or_leaves_a_trace(part, level, tmp_path, surroundings):
     chosen = [case for case in cases("hostile") if not case.get("slow")]
-    found = surprises(chosen, level, tmp_path, surroundings)
-    time.sleep(5)  # daemons that survived write after 3 s
+    found = surprises(chosen[part::PARTS], level, tmp_path, surroundings)
+    time.sleep(4)  # daemons that survived write after 3 s
     assert not found, "\n".join(found)
     assert not surroundings.traces()
 
 
-@pytest.mark.slow
-def test_programs_that_never_end_are_timeouts(tmp_path, surroundings):
-    chosen = [case for case in cases("hostile") if case.get("slow")]
-    found = surprises(chosen, "auto", tmp_path, surroundings)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [case["id"] for case in cases("hostile") if case.get("slow")])
+def test_programs_that_never_end_are_timeouts(name, tmp_path, surroundings):
+    found = surprises([case for case in cases("hostile") if case["id"] == name], "auto", tmp_path, surroundings)
     assert not found, "\n".join(found)
     assert not surroundings.traces()

@@ -107,6 +107,7 @@ BOXES = [
     ("\\boxed{√49}", "7", STOP, CORRECT),
     (r"\boxed{\sqrt{49} = 7}", "7", STOP, CORRECT),
     (r"\boxed{\sqrt{48}}", "48", STOP, WRONG),
+    (r"\boxed{\sqrt{48}}", "6", STOP, WRONG),
     (r"\boxed{\sqrt{-49}}", "7", STOP, WRONG),
     (r"\boxed{2\sqrt{49}}", "2", STOP, WRONG),
     (r"\boxed{\sqrt[3]{27}}", "27", STOP, WRONG),

@@ -59,6 +59,7 @@ BOXES = [
     (r"7+0\ldots", "7", WRONG, None),
     (r"[7, 7+0]", "7", WRONG, None),
     (r"7+0, 8", "7", WRONG, None),
+    (r"x=12, y=60+10", "70", WRONG, None),
     (r"3+4 \text{ or } 8", "7", WRONG, None),
     (r"\{3+4\}", "7", WRONG, None),
     (r"\pm (3+4)", "7", WRONG, None),

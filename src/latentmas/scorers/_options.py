@@ -34,6 +34,7 @@ _TIDY: Final = tuple(
         (r"\\q?quad(?![a-zA-Z])|\\[,;:> ~!]|\\\\|~", " "),
         (r"\\([%&#_$])", r"\1"),
         (r"\\[()\[\]{}]|[{}$*`\"“”]|__", ""),
+        (r"[\u2600-\u27BF\u2B00-\u2BFF\U0001F000-\U0001FAFF\uFE0F]", ""),  # emoji
         (r"[‐-―−]", "-"),
         (r"[‘’]", "'"),
         (r"\s+", " "),
@@ -61,7 +62,8 @@ _NEXT_LABEL: Final = re.compile(
 _SEPARATES: Final = re.compile(r"[.;,!](?= |$)|:| ?[(\[]| -+>? | ?[→⇒]")
 _GOES_ON: Final = re.compile(
     r" (?:because|since|as|which|due|given|based|with|for|in|by|on|and|but|not|rather|instead|where|when|that"
-    r"|according|followed|here|is|was|however|though|although|so)\b",
+    r"|according|followed|here|is|was|however|though|although|so"
+    r"|explanation|reason(?:ing)?|rationale|justification|confidence)\b",
     re.IGNORECASE,
 )
 _GIVES_REASON: Final = re.compile(r" (?:because|since)\b", re.IGNORECASE)
@@ -69,7 +71,8 @@ _TEXT_ENDS: Final = re.compile(
     r"$| ?[.,;:!)]+(?= |$)| ?[(\[]| -+ | (?:because|since|as|which|due|given|based|not|and not|rather|or|and)\b"
 )
 _IN_BRACKETS: Final = re.compile(rf"[ .,;:]*[(\[]{LABEL}[)\]]")
-_SEPARATOR: Final = re.compile(r"[ .,;:!)\]]*(?:(?:-+>?|=+>?|[→⇒])(?= ))? *")
+_SEPARATOR: Final = re.compile(r"[ .,;:!)\]/|]*(?:(?:-+>?|=+>?|[→⇒])(?= ))? *")
+_A_LABEL: Final = re.compile(LABEL)
 _ALONE: Final = re.compile(rf"[(\[]*{LABEL}[)\]]*[ .,;:!]*$")
 _AND: Final = re.compile(r" (?:or|and)\b")
 _JOINS: Final = re.compile(r" ?(?:,? (?:or|and)\b|[,/&;]) ?(?:also |possibly |option |choice )?")
@@ -115,8 +118,11 @@ class Row:
         if not labels:
             raise DataError("a multiple-choice question has no labels; expected some such as 'A', 'B', 'C', 'D'")
         self.labels = labels
-        self._by_label = {label.strip().casefold(): label for label in labels}
-        if len(self._by_label) != len(labels) or "" in self._by_label:
+        self._by_label = {label.casefold(): label for label in labels}
+        for label in labels:
+            if not _A_LABEL.fullmatch(label) or unicodedata.normalize("NFKC", label) != label:
+                raise DataError(f"label {label[:60]!r} is no letter, number or short word, such as 'A' or '1'")
+        if len(self._by_label) != len(labels):
             raise DataError(f"labels {labels} are not all different; each option needs a label of its own")
         if options and len(options) != len(labels):
             raise DataError(f"there are {len(options)} options for {len(labels)} labels {labels}")

@@ -28,9 +28,10 @@ _ANSWER: Final = re.compile(
     r"""
     (?<![^\W_]) (?=[abcfmorIW])  # the first letters of what follows, for speed
     (?: (?:answers?|ans|option|choice|(?:correct|right|best|final|my)[ ](?:response|letter|selection))\b
-    (?:[ \t]+(?:to|for|of|here|among|from|that|in|choice|option|letter|which)\b(?:[ \t]+(?!ans)[\w'-]{1,24}+){0,8}?)?
-    (?: [\s'_]{0,8}\b(?:is|was|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|has[ ]to[ ]be)\b(?!')[ \t]*[:：]?
-    |   [\s'_]{0,8}[:：=]
+    (?:[ \t]+(?:to|for|of|here|among|from|that|in|choice|option|letter|which)\b
+        (?:[ \t]+(?!(?:answer|option|choice)\b)[\w'-]{1,24}+){0,8}? )?
+    (?: [\s'_}]{0,8}\b(?:is|was|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|has[ ]to[ ]be)\b(?!')[ \t]*[:：]?
+    |   [\s'_}]{0,8}[:：=]
     |   [ \t]{0,8}(?:->|=>|[→⇒–—])
     |   [ \t]{1,8}-{1,3}(?=[ \t])
     |   (?<=answer)[ \t_]{0,8}\n
@@ -84,7 +85,7 @@ _AFTER_BOLD: Final = re.compile(
     re.IGNORECASE,
 )
 _ENDS_CLAUSE: Final = re.compile(r"\s*(?:$|[\n.,;!)]|because\b|since\b)")
-_BULLET: Final = re.compile(r"[ \t>#•+-]*+$")
+_BULLET: Final = re.compile(r"^[ \t]*(?:[>#•+-]+[ \t]+)*")
 _LINE: Final = re.compile(r"^[ \t>#•+-]{0,8}+([^\n]{1,300})$", re.MULTILINE)
 
 
@@ -155,7 +156,7 @@ def _announced(text: str, marker: re.Match[str], row: Row) -> Named | None:
     if _NOT_THE_ANSWER.search(text[max(0, marker.start() - 60) : marker.start()]):
         return None
     after = text[marker.end() : marker.end() + LONGEST]
-    lines = [line for line in after.split("\n", maxsplit=8)[:8] if line.strip()]
+    lines = [_BULLET.sub("", line) for line in after.split("\n", maxsplit=8)[:8] if line.strip()]
     if not lines:
         return None
     on_next_line = not after.partition("\n")[0].strip() or marker[0].endswith("\n")
@@ -199,7 +200,9 @@ def _bold(text: str, row: Row) -> str | None:
             continue
         before = text[max(0, found.start() - 60) : found.start()].rpartition("\n")[2]
         after = text[found.end() : found.end() + 60]
-        numbers_a_line = content.rstrip()[-1] in ".)" and _BULLET.fullmatch(before) and after.partition("\n")[0].strip()
+        numbers_a_line = (
+            content.rstrip()[-1] in ".)" and _BULLET.fullmatch(f"{before} ") and after.partition("\n")[0].strip()
+        )
         counts_things = content.strip().isdecimal() and not _ENDS_CLAUSE.match(after)
         if not (numbers_a_line or counts_things or _BEFORE_BOLD.search(before) or _AFTER_BOLD.match(after)):
             labels.append(label)

@@ -162,10 +162,11 @@ def _expression(box: str) -> str | None:
     """Return what of a box math-verify is asked about; None where it holds a plain number or no single expression."""
     if number.read_box(box) is not None:
         return None
-    text = _UNIT.sub("", _SPACES.sub(" ", box)).strip().strip("$")
-    sides = [side for side in _sides(text) if re.search("[0-9]", side)]
+    sides = _sides(_UNIT.sub("", _SPACES.sub(" ", box)).strip().strip("$"))
+    if not all(_EXPRESSION.fullmatch(side) for side in sides):
+        return None
     # An equation ends in its value, as for `number`.
-    return sides[-1] if sides and _EXPRESSION.fullmatch(sides[-1]) else None
+    return next((side for side in reversed(sides) if re.search("[0-9]", side)), None)
 
 
 def _sides(text: str) -> list[str]:
@@ -207,7 +208,8 @@ def _line(process: subprocess.Popen[bytes], seconds: float) -> dict[str, bool]:
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return
-    process.poll()
+    process.kill()
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):  # what was not sent is of no use any more
