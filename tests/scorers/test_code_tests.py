@@ -356,3 +356,17 @@ def test_a_published_test_is_put_behind_the_answer():
     assert entry_point_of(LOOP, None) == "f"
     assert entry_point_of("x = 1", None) is None
     assert entry_point_of("x = 1", "g") == "g"
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "    for inp, exp in zip(inputs, results):\n        assert candidate(*inp) == exp, 'no'\n",
+        "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n        assert candidate(*inp) == exp\n",
+    ],
+)
+def test_a_plain_loop_of_assertions_compares_by_equality(loop):
+    text = "def check(candidate):\n    inputs = [[1], [2]]\n    results = [2, 3]\n" + loop
+    test = parse_test(text, "f")
+    assert test.expected == (2, 3)
+    assert all(type(oracle).__name__ == "Equal" for oracle in test.oracles)

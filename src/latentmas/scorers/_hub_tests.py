@@ -15,12 +15,13 @@ from functools import cache, lru_cache
 from typing import Final
 
 from latentmas.errors import DataError
-from latentmas.scorers._code_compare import Arguments, Close, Found, Oracle, Root, SameSet
+from latentmas.scorers._code_compare import Arguments, Close, Equal, Found, Oracle, Root, SameSet
 from latentmas.scorers._hub_asserts import Call, asserted, asserted_calls, unknown
 from latentmas.scorers._hub_literals import NoLiteralError, syntax_tree, value
 
 _LOOPS: Final = {
     "for i, (inp, exp) in enumerate(zip(inputs, results)):": True,
+    "for inp, exp in zip(inputs, results):": True,
     "for i, inp in enumerate(inputs):": False,
 }
 """Heads of the loops that make the calls, and whether what is expected is listed."""
@@ -50,6 +51,7 @@ _ASSERTIONS: Final = {
     "exact_match = out == exp\n" + _TOLERANT + _MATCHED: "close",
     _TOLERANT + _SETS + _DIRECT: "set",
     _WITHOUT_ASSERT: "found",
+    "assert out == exp\n": "equal",
 }
 """Bodies of the function `assertion`, without messages, and what they mean."""
 
@@ -189,6 +191,8 @@ def _called(statements: Sequence[ast.stmt]) -> str:
         match statement:
             case ast.For(body=[ast.Expr(value=ast.Call(args=[ast.Call(func=ast.Name(id=name)), *_]))]):
                 return name
+            case ast.For(body=[ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name(id=name))))]):
+                return name
             case ast.Assert(test=test):
                 return asserted(test)[0]
     raise unknown("it makes no call")
@@ -271,6 +275,8 @@ def _oracle(tree: ast.Module, layout: _Layout, statement: ast.stmt) -> Oracle:
             )
         ) if called == layout.called:
             return _meaning(tree, float(atol))
+        case ast.Assert() if _same(statement, ast.parse(f"assert {layout.called}(*inp) == exp").body[0]):
+            return Equal()
         case ast.Assert() if layout.called == "candidate" and _same(statement, ast.parse(_ROOT).body[0]):
             return Root(tolerance=1e-4)
     raise unknown(f"line {statement.lineno} is `{ast.unparse(statement)[:80]}`")
@@ -286,6 +292,8 @@ def _meaning(tree: ast.Module, atol: float) -> Oracle:
                     return SameSet()
                 case "found":
                     return Found()
+                case "equal":
+                    return Equal()
             raise unknown("its function `assertion` is another one")
     raise unknown("it has no function `assertion`")
 
