@@ -231,6 +231,11 @@ FORGERIES = {
         os.write(sys.modules['__main__'].OUTPUT_FD, b'=2\\n=4\\n="abab"\\n=[1,1]\\n=[1,1]\\n')
         os._exit(0)
         """,
+    "lines, and half of another": """
+        import os, sys
+        os.write(sys.modules['__main__'].OUTPUT_FD, b'=2\\n=4\\n="abab"\\n=[1,1]\\n=')
+        os._exit(0)
+        """,
     "lines, and an exit status of its own": """
         import os, sys
         os.write(sys.modules['__main__'].OUTPUT_FD, b'=2\\n=4\\n="abab"\\n=[1,1]\\n')
@@ -299,6 +304,11 @@ def test_lines_of_the_right_values_are_right_whoever_wrote_them(grade):
     os._exit(0)
     """
     assert grade(code).verdict is CORRECT
+
+
+def test_nan_is_no_right_result_even_where_it_is_expected(grade):
+    test = hub_test(CLOSE, "[[1]]", "[[nan]]")
+    assert grade("def f(x): return [float('nan')]", test, None).verdict is WRONG
 
 
 def test_the_child_is_told_nothing_of_what_is_expected(level):

@@ -16,9 +16,9 @@ from latentmas.cli._terminal import progress, sigterm_interrupts, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
 from latentmas.errors import CapabilityError, StoreError, UnknownNameError
 from latentmas.experiment import report
-from latentmas.experiment.grading import Graded, Grading
+from latentmas.experiment.grading import Grading
 from latentmas.protocols import Task
-from latentmas.samples import Verdict
+from latentmas.samples import Score, Verdict
 
 
 def command(
@@ -94,6 +94,7 @@ def command(
 
     if output is None and answers.is_dir():
         output = answers / "grades.jsonl"
+    ungraded = 0
     tally = report.Tally()
     changed: Counter[tuple[Verdict | None, Verdict]] = Counter()
     try:
@@ -104,8 +105,10 @@ def command(
             progress(console, total=len(stored.answers), finished=0, correct=0) as show,
         ):
             for answer, graded in regrade.grade_stored(stored.answers, grading_of):
-                score = graded.score
-                write({"id": answer.id, **_fields(graded)})
+                if (score := graded.score) is None:
+                    ungraded += 1
+                    continue
+                write({"id": answer.id, **_fields(score)})
                 tally.add(answer.task, score)
                 changed[answer.before, score.verdict] += answer.before is not score.verdict
                 show(score.verdict)
@@ -114,16 +117,23 @@ def command(
         return INTERRUPTED
     Console(stderr=output is None).print(tally.table())
     if answers.is_dir():
-        for (before, now), count in sorted(changed.items(), key=str):
-            if count:
-                say(console, f"{count} x {before or 'not graded'} -> {now}")
+        _say_changes(console, changed)
     if output is not None:
         say(console, f"scores are in {output}")
-    return FAILED if not stored.answers else 0
+    if ungraded:
+        say(
+            console, f"{ungraded} answers could not be graded here and have no line; try again when there is room"
+        )
+    return FAILED if ungraded or not stored.answers else 0
 
 
-def _fields(graded: Graded) -> dict[str, str | None]:
-    score = graded.score
+def _say_changes(console: Console, changed: Counter[tuple[Verdict | None, Verdict]]) -> None:
+    for (before, now), count in sorted(changed.items(), key=str):
+        if count:
+            say(console, f"{count} x {before or 'not graded'} -> {now}")
+
+
+def _fields(score: Score) -> dict[str, str | None]:
     return {
         "verdict": score.verdict.value,
         "prediction": score.prediction,

@@ -6,6 +6,7 @@ and never hold up the model.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -18,9 +19,11 @@ from dataclasses import dataclass, field
 from types import FrameType, MappingProxyType
 from typing import Any, ParamSpec, TypeVar, final
 
-from latentmas.errors import StoreError
+from latentmas.errors import SampleError, StoreError
 from latentmas.protocols import Scorer
 from latentmas.samples import Answer, Sample, Score
+
+logger = logging.getLogger(__name__)
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
@@ -67,10 +70,14 @@ def executor(workers: int) -> Iterator[Executor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graded:
-    """One stored answer, graded again."""
+    """One stored answer, graded again.
+
+    Attributes:
+        score: None where this machine could not grade it.
+    """
 
     sample: Sample
-    score: Score
+    score: Score | None
 
 
 @final
@@ -85,8 +92,8 @@ class InPlace(Executor):
         return done
 
 
-def result_of(score: Future[Score]) -> Score:
-    """Wait for a score.
+def result_of(score: Future[Score]) -> Score | None:
+    """Wait for a score; None where this machine could not grade the answer, which is logged.
 
     Raises:
         DataError: The target of its sample cannot be read.
@@ -94,6 +101,9 @@ def result_of(score: Future[Score]) -> Score:
     """
     try:
         return score.result()
+    except SampleError as error:
+        logger.warning("an answer could not be graded: %s", error)
+        return None
     except BrokenExecutor as error:
         raise StoreError(
             "a process that checks code was killed, perhaps for want of memory; what is stored is kept: repeat the "

@@ -68,7 +68,8 @@ def run(
         """Store records from the oldest on while they are graded, waiting where more than `leave` are not."""
         while ungraded and (len(ungraded) > leave or (score := ungraded[0][1]) is None or score.done()):
             record, score = ungraded[0]
-            record = record if score is None else record.graded(result_of(score))
+            if score is not None and (graded := result_of(score)) is not None:
+                record = record.graded(graded)
             ungraded.popleft()
             store.append(record)
             on_record(record)

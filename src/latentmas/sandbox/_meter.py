@@ -6,13 +6,16 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from latentmas.sandbox import _bubblewrap
 from latentmas.sandbox._process import ConfinedProcess
 from latentmas.sandbox._scratch import excess, too_many_files
 from latentmas.sandbox.levels import Level
 from latentmas.sandbox.outcome import Ending, Limits, SandboxError
+
+MOST_MISSED: Final = 20
+"""Looks in a row at a process that is not there, and has not ended: about a second."""
 
 
 @final
@@ -28,6 +31,7 @@ class Meter:
         self._limits = limits
         self._pid: int | None = None
         self.cpu_seconds = 0.0
+        self._missed = 0
 
     def breach(self) -> tuple[Ending, str] | None:
         """Return which limit is exceeded, with words for people; None if none is.
@@ -36,9 +40,13 @@ class Meter:
             SandboxError: The system does not let this process look.
         """
         try:
-            return self._breach()
+            found = self._breach()
+            self._missed = 0
+            return found
         except (FileNotFoundError, ProcessLookupError):
-            return None  # it has just ended
+            # It has just ended, or only its main thread has, and what the others write can no longer be counted.
+            self._missed += 1
+            return (Ending.FAILED, "its main thread ended") if self._missed > MOST_MISSED else None
         except PermissionError as error:
             if self._pid is not None and _is_ending(self._pid):
                 return None

@@ -81,11 +81,25 @@ def plain(value: "Any", kind: type) -> "tuple[Any, type]":
         if base in SCALARS or base in NESTED:
             return value, base
     numpy, decimal, fractions = (sys.modules.get(name) for name in ("numpy", "decimal", "fractions"))
-    if numpy and isinstance(value, numpy.generic):
+    if numpy and isinstance(value, numpy.generic | numpy.ndarray) and numpy.ndim(value) == 0:
         value = value.item()
+        if isinstance(value, numpy.generic) and float(value) == value:  # more digits than a float has
+            value = float(value)
     elif (fractions and isinstance(value, fractions.Fraction)) or (decimal and isinstance(value, decimal.Decimal)):
         value = as_number(value)
     return (value, type(value)) if type(value) in SCALARS else (kind.__name__, Foreign)
+
+
+def is_plain(kind: type) -> bool:
+    return any(base in SCALARS or base in NESTED for base in MRO(kind))
+
+
+def members_of(value: "Any") -> "Any":
+    """Return the members of what can be iterated over, such as a generator or an array; else the value itself."""
+    try:
+        return list(value)
+    except TypeError:
+        return value
 
 
 def as_number(value: "Any") -> "Any":
@@ -148,6 +162,19 @@ NESTED: "dict[type, tuple[str, Callable[[Any], Iterable[Any]]]]" = {
 """Of each plain type its tag and what stands in the list behind it."""
 
 
+def answer_module() -> "Any":
+    """Return the module that the program becomes: a module like any other, in a Python as people know it."""
+    import builtins
+
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # `site` would have made these
+    builtins.help = lambda *subjects: None  # type: ignore[assignment]
+    answer = type(sys)("answer")
+    answer.__file__ = "answer.py"
+    answer.__dict__["__builtins__"] = builtins
+    sys.modules["answer"] = answer
+    return answer
+
+
 def main(descriptor: int) -> "NoReturn":
     """Run the program and answer every call, then end whatever threads it may have started."""
     import marshal
@@ -184,16 +211,15 @@ def main(descriptor: int) -> "NoReturn":
 
     source, entry_point, calls, iterators = load(sys.stdin.buffer.read())
     sys.set_int_max_str_digits(0)  # the tests are older than the limit
-    answer = type(sys)("answer")
-    sys.modules["answer"] = answer
+    answer = answer_module()
     try:
         exec(compile(source, "answer.py", "exec", dont_inherit=True), answer.__dict__)
         if calls and entry_point not in answer.__dict__:
             raise NameError(f"the code does not define {entry_point}")
         for arguments in calls:
             result = answer.__dict__[entry_point](*load(arguments))
-            if iterators and hasattr(type(result), "__next__"):
-                result = list(result)
+            if iterators and not is_plain(type(result)):
+                result = members_of(result)
             emit("=")
             write(result, emit)
             emit("\n")

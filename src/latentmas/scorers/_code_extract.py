@@ -60,8 +60,10 @@ def extract(text: str, entry_point: str | None) -> Extracted | None:
     fences = [number for number, line in enumerate(lines) if _may_be_fence(line)]
     lines = lines[fences[-_MOST_FENCES] :] if len(fences) > _MOST_FENCES else lines
     search = _Search(entry_point)
-    if (code := search.last_definition(lines)) is not None:
-        return Extracted(code=code, found_by="block")
+    # A block that only imports the name is the solution if nothing else is: usually it uses one that stands before it.
+    for looking in (search, _Search(entry_point, imports=True)):
+        if (code := looking.last_definition(lines)) is not None:
+            return Extracted(code=code, found_by="block")
     # The prompt may have opened the block, so that its end is the first fence.
     first = next((fence.line for fence in _fences(lines)), len(lines))
     code = _dedented("\n".join(lines[:first]))
@@ -103,8 +105,9 @@ class _Search:
         last_untagged: The last block without a tag, seen so far.
     """
 
-    def __init__(self, entry_point: str | None) -> None:
+    def __init__(self, entry_point: str | None, *, imports: bool = False) -> None:
         self.entry_point = entry_point
+        self._imports = imports
         self.last_python: str | None = None
         self.last_untagged: str | None = None
         self._may_parse = _MOST_PARSED
@@ -144,7 +147,11 @@ class _Search:
     def defines(self, tree: ast.Module | None) -> bool:
         if tree is None:
             return False
-        return bool(tree.body) if self.entry_point is None else self.entry_point in _names(tree.body)
+        return (
+            bool(tree.body)
+            if self.entry_point is None
+            else self.entry_point in _names(tree.body, imports=self._imports)
+        )
 
     def _blocks(self, lines: Sequence[str]) -> Iterator[_Block]:
         fences = list(_fences(lines))
@@ -218,18 +225,24 @@ def _quote_after(code: str, quote: str | None) -> str | None:
         quote, at = (found[0] if quote is None else None), found.end()
 
 
-def _names(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Yield the names that statements of a module define, also inside ``if``, ``try``, ``with`` and loops."""
+def _names(body: Sequence[ast.stmt], *, imports: bool) -> Iterator[str]:
+    """Yield the names that statements of a module define, also inside ``if``, ``try``, ``with`` and loops.
+
+    A name that is assigned from itself, as in ``f = f(3)``, has been defined elsewhere.
+    """
     waiting: list[ast.AST] = list(body)
     while waiting:
         match statement := waiting.pop():
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 yield statement.name
             case ast.Assign():
+                used = {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
                 for target in statement.targets:
-                    yield from _targets(target)
+                    yield from (name for name in _targets(target) if name not in used)
             case ast.AnnAssign(value=ast.expr()):
                 yield from _targets(statement.target)
+            case ast.Import() | ast.ImportFrom() if not imports:
+                continue
             case ast.Import() | ast.ImportFrom():
                 for alias in statement.names:
                     yield alias.asname or alias.name.partition(".")[0]

@@ -80,8 +80,23 @@ class Lines:
 
 def value_digest(value: object) -> str | None:
     """Return what two values share exactly if they are equal; None for what is not equal to itself."""
+    if _has_nan(value):
+        return None
     text = encode(_normal(value))
-    return None if b'{"r":"nan"}' in text else hashlib.blake2b(text, digest_size=16).hexdigest()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _has_nan(value: object) -> bool:
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, float | complex) and part != part:  # noqa: PLR0124
+            return True
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        if isinstance(part, list | tuple | set | frozenset | dict):
+            waiting.extend(part)
+    return False
 
 
 def _normal(value: object) -> object:  # noqa: PLR0911
@@ -100,7 +115,12 @@ def _normal(value: object) -> object:  # noqa: PLR0911
         case tuple():
             return tuple([_normal(member) for member in value])
         case set() | frozenset():
-            return {"set": sorted(encode(_normal(member)) for member in value)}
+            return {"set": sorted(map(_member, value))}
         case dict():
-            return {"dict": sorted((encode(_normal(key)), encode(_normal(member))) for key, member in value.items())}
+            return {"dict": sorted((_member(key), _member(member)) for key, member in value.items())}
     return value
+
+
+def _member(value: object) -> bytes:
+    """Return what stands for a member: of one size, or what is nested would double at every level."""
+    return hashlib.blake2b(encode(_normal(value)), digest_size=16).digest()

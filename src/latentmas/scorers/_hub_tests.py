@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -94,6 +95,8 @@ def parse_test(text: str, entry_point: str | None) -> HubTest:
         DataError: It has no shape that is known.
     """
     tree = _tree(text)
+    if entry_point is not None:
+        entry_point = unicodedata.normalize("NFKC", entry_point)  # as the compiler does with every name
     try:
         layout = _layout(tree, entry_point)
         loop = next((statement for statement in layout.statements if isinstance(statement, ast.For)), None)

@@ -9,18 +9,21 @@ answer, as published numbers were made, and a program that sets out to pass will
 from __future__ import annotations
 
 import marshal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from latentmas.samples import Answer, Sample, Score, Verdict
-from latentmas.sandbox import Ending, Level, Limits, Outcome, execute
+from latentmas.sandbox import Ending, Level, Limits, Outcome, SandboxError, execute
 from latentmas.scorers._code_expected import driver, prepare
 from latentmas.scorers._code_extract import Extracted, extract
 from latentmas.scorers._code_judge import Judge, most_output
 from latentmas.scorers._code_limits import cpu_seconds, wall_seconds
 from latentmas.scorers._hub_tests import digest, entry_point_of, parse_test, program
 
+TRIES: Final = 3
+"""How often a confined process is started that cannot be set up."""
 LONGEST_DETAIL: Final = 300
 _FORGEABLE: Final = "hub test, forgeable"
 _LEAST_OUTPUT_LIMIT: Final = 64 * 1024 * 1024
@@ -65,14 +68,21 @@ class CodeScorer:
         if found is None:
             return Score(verdict=Verdict.NO_ANSWER, prediction=None)
         prepared = prepare(test, level=self.level, cache_folder=self.cache_folder)
-        judge = Judge(prepared)
-        outcome = execute(
-            driver(),
-            prepared.payload(found.code),
-            level=self.level,
-            limits=_limits(test.digest, output_bytes=most_output(prepared)),
-            on_output=judge.feed,
-        )
+        for attempt in range(TRIES):
+            judge = Judge(prepared)
+            try:
+                outcome = execute(
+                    driver(),
+                    prepared.payload(found.code),
+                    level=self.level,
+                    limits=_limits(test.digest, output_bytes=most_output(prepared)),
+                    on_output=judge.feed,
+                )
+                break
+            except SandboxError:  # the machine may be out of processes or memory for a moment
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(1 + attempt)
         verdict, detail = judge.conclude(outcome)
         return _score(found, verdict, detail)
 
