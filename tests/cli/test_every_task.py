@@ -141,7 +141,11 @@ def test_withheld_records_can_be_graded_again_while_their_data_is_there(tmp_path
     path.write_text(json.dumps({**record, "text": r"\boxed{duskium SECRET}", "finish_reason": "stop"}) + "\n")
     assert main(["grade", str(folder)]) == 0
     assert json.loads((folder / "grades.jsonl").read_text())["verdict"] == "correct"
-    rows.unlink()
+    elsewhere = rows.rename(tmp_path / "elsewhere.jsonl")
     capsys.readouterr()
     assert main(["grade", str(folder)]) == 2
     assert "hold no options" in capsys.readouterr().err
+    assert main(["grade", str(folder), "--dataset", str(elsewhere)]) == 0
+    elsewhere.write_text(elsewhere.read_text().replace("nightium", "mornium"))
+    assert main(["grade", str(folder), "--dataset", str(elsewhere)]) == 2
+    assert "has changed since the run" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,21 +58,41 @@ def test_a_key_that_means_nothing_here_is_named_and_ignored(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({**NUMBER, "target": "cows"}, "answer 2: target 'cows' is no number"),
+        ({**NUMBER, "target": "cows"}, "answer 2, target: target 'cows' is no number"),
         ({name: value for name, value in NUMBER.items() if name != "target"}, "answer 2: has no 'target'"),
         ({**NUMBER, "output": None}, "answer 2: 'output' is None"),
         ({**NUMBER, "finish_reason": "eos"}, "answer 2: 'finish_reason' is 'eos'"),
         ({**NUMBER, "task": "gsm9k"}, "no task is called 'gsm9k'"),
-        ({**CHOICE, "target": "E"}, "answer 2: "),
-        ({**CHOICE, "options": ["tin"]}, "answer 2: "),
+        ({**CHOICE, "target": "E"}, "answer 2, target: "),
+        ({**CHOICE, "options": ["tin"]}, "answer 2, target: "),
     ],
 )
 def test_a_line_that_cannot_be_graded_is_named_before_anything_is_graded(tmp_path, capsys, line, said):
     file = write(tmp_path / "answers.jsonl", NUMBER, line)
+    (tmp_path / "scores.jsonl").write_text("earlier scores")
     assert main(["grade", str(file), "--output", str(tmp_path / "scores.jsonl")]) == 2
     err = capsys.readouterr().err
     assert said in " ".join(err.split())
-    assert not (tmp_path / "scores.jsonl").exists() or not read(tmp_path / "scores.jsonl")
+    assert (tmp_path / "scores.jsonl").read_text() == "earlier scores"
+
+
+def test_scores_never_take_the_place_of_answers(tmp_path, capsys):
+    file = write(tmp_path / "answers.jsonl", NUMBER)
+    before = file.read_bytes()
+    assert main(["grade", str(file), "--output", str(tmp_path / "." / "answers.jsonl")]) == 2
+    assert "what the answers come from" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_one_line(tmp_path, capsys):
+    assert main(["grade", str(write(tmp_path / "answers.jsonl", NUMBER)), "--output", "/dev/full"]) == 1
+    assert "cannot write /dev/full" in capsys.readouterr().err
+
+
+def test_null_stands_for_what_is_not_there(tmp_path):
+    line = {**NUMBER, "finish_reason": None, "labels": None, "options": None, "entry_point": None}
+    assert main(["grade", str(write(tmp_path / "answers.jsonl", line))]) == 0
 
 
 @pytest.mark.parametrize(

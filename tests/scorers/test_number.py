@@ -286,6 +286,30 @@ FOUND_BY = [
 ]
 
 
+MARKUP_BEHIND_A_MARKER = [
+    ("**The answer is 18.** Janet sells 9 eggs at $2.", "18"),
+    ("**Answer: Janet earns $18 a day.** She started with 16 eggs.", "18"),
+    ("*Answer: 18.* (9 eggs at $2)", "18"),
+    ('Answer: "18." She sold 9 eggs.', "18"),
+    ("Final Answer: 18 \U0001f389", "18"),
+    ("\u2705 **Answer: 12 apples** \U0001f34e", "12"),
+    ("The answer is 18 \u2014 that is 9 eggs at $2.", "18"),
+    ("The answer is 18 - 9 eggs at $2.", "18"),
+    ("The answer is 20 - 2 = 18.", "18"),
+    ("The answer is 18: 9 x 2.", "18"),
+    ("The answer is **12**.<|eot_id|>", "12"),
+    (r"\boxed{ \begin{aligned} 12 \end{aligned} }", "12"),
+    (r"\boxed{18\\}", "18"),
+    (r"\boxed{18^{\text{th}}}", "18"),
+]
+
+
+@pytest.mark.parametrize(("text", "target"), MARKUP_BEHIND_A_MARKER)
+def test_what_stands_around_an_answer_does_not_change_it(text: str, target: str) -> None:
+    assert grade(text, target, STOP).verdict is CORRECT
+    assert grade(text, "9", STOP).verdict is WRONG
+
+
 @pytest.mark.parametrize(("text", "target", "finish_reason", "verdict"), [*BOXES, *THINKING, *MARKERS, *LAST_NUMBERS])
 def test_answers_are_graded(text: str, target: str, finish_reason: FinishReason, verdict: Verdict) -> None:
     assert grade(text, target, finish_reason).verdict is verdict

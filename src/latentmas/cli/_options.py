@@ -46,7 +46,7 @@ def explicit(values: Mapping[str, object]) -> dict[str, object]:
 def _parameters(name: str, field: FieldInfo, flag: Flag) -> Iterator[inspect.Parameter]:
     kind = _kind(field.annotation)
     help_text = field.description or ""
-    if not field.is_required() and field.default is not None and kind is not bool:
+    if not field.is_required() and field.default is not None and kind is not bool and not flag.says_default:
         help_text += f" Default: {field.default}."
     option = typer.Option(f"--{name}", help=help_text, rich_help_panel=flag.panel, show_default=False)
     if field.is_required():

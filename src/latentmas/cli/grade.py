@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, cast
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from latentmas.cli._terminal import progress, sigterm_interrupts, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
-from latentmas.errors import CapabilityError, StoreError, UnknownNameError
+from latentmas.errors import CapabilityError, ConfigError, StoreError, UnknownNameError
 from latentmas.experiment import report
 from latentmas.experiment.grading import Grading
 from latentmas.protocols import Task
@@ -45,11 +46,14 @@ def command(
         bool | None,
         typer.Option("--math_verify", help="Numbers: let math-verify look at boxes that are no plain number."),
     ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Rows of a run whose records leave texts out (gpqa).")
+    ] = None,
     code_exec: Annotated[
         str, typer.Option("--code_exec", help="How code is confined: auto, bwrap, landlock or rlimit.")
     ] = "auto",
     allow_unsafe_code_exec: Annotated[
-        bool, typer.Option("--allow_unsafe_code_exec", help="Run code also where only rlimit works.")
+        bool, typer.Option("--allow_unsafe_code_exec", help="Also where only rlimit works.")
     ] = False,
 ) -> int:
     """Grade stored answers again, without a model.
@@ -75,7 +79,7 @@ def command(
     from latentmas.experiment import compose, regrade
     from latentmas.experiment.config import default_cache_folder
 
-    stored = regrade.read_stored(answers)
+    stored = regrade.read_stored(answers, dataset=dataset)
     if stored.ignored:
         say(console, f"ignored keys of {answers}: {', '.join(stored.ignored)}")
     if stored.failed:
@@ -94,6 +98,9 @@ def command(
 
     if output is None and answers.is_dir():
         output = answers / "grades.jsonl"
+    if output is not None:
+        _refuse_to_overwrite(output, answers)
+    plan = regrade.plan(stored.answers, grading_of)
     ungraded = 0
     tally = report.Tally()
     changed: Counter[tuple[Verdict | None, Verdict]] = Counter()
@@ -104,7 +111,7 @@ def command(
             _lines(output) as write,
             progress(console, total=len(stored.answers), finished=0, correct=0) as show,
         ):
-            for answer, graded in regrade.grade_stored(stored.answers, grading_of):
+            for answer, graded in plan.grade():
                 if (score := graded.score) is None:
                     ungraded += 1
                     continue
@@ -121,9 +128,7 @@ def command(
     if output is not None:
         say(console, f"scores are in {output}")
     if ungraded:
-        say(
-            console, f"{ungraded} answers could not be graded here and have no line; try again when there is room"
-        )
+        say(console, f"{ungraded} answers could not be graded here and have no line; try again when there is room")
     return FAILED if ungraded or not stored.answers else 0
 
 
@@ -142,24 +147,37 @@ def _fields(score: Score) -> dict[str, str | None]:
     }
 
 
+def _refuse_to_overwrite(output: Path, answers: Path) -> None:
+    """Refuse an output that would take the place of what is graded."""
+    kept = [answers / name for name in ("records.jsonl", "manifest.json", "summary.json")] if answers.is_dir() else []
+    if output.resolve() in {path.resolve() for path in (answers, *kept)}:
+        raise ConfigError(f"--output {output} is what the answers come from; name another file")
+
+
 @contextmanager
 def _lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that writes one object per line, at once, into a file or to stdout."""
-    if path is None:
-        yield lambda line: print(json.dumps(line), flush=True)
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file: TextIO = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --output") from error
+    """Give a function that writes one object per line, at once, into a file or to stdout.
+
+    A file that was there is replaced when the first line is written, not before.
+    """
+    file: TextIO | None = sys.stdout if path is None else None
+    where = "stdout" if path is None else str(path)
 
     def write(line: dict[str, Any]) -> None:
+        nonlocal file
         try:
+            if file is None:
+                assert path is not None
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = path.open("w", encoding="utf-8")
             file.write(json.dumps(line) + "\n")
             file.flush()
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+            raise StoreError(f"cannot write {where}: {error.strerror}; choose another --output") from error
 
-    with file:
+    try:
         yield write
+    finally:
+        if file is not None and file is not sys.stdout:
+            with suppress(OSError):  # what could not be written has been said
+                file.close()

@@ -155,8 +155,8 @@ def check(config: RunConfig) -> Plan:
     codec = open_codec(config)
     if config.method != "baseline":
         _check_views(samples, graph)
-    for sample in samples:
-        _check_target(sample, grading)
+    for index, sample in enumerate(samples):
+        _check_target(sample, index, task, grading)
     method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
     return Plan(
         config=config,
@@ -214,12 +214,13 @@ def grading_for(
             from latentmas.scorers.code import CodeScorer, check_target
 
             level = sandbox.choose(code_exec, allow_unsafe=allow_unsafe_code_exec)
+            check = check_target if grading == "strict" else lambda sample: None
             if level is sandbox.Level.OFF:
-                return Grading(scorer=None, notes={"code_exec": level.value})
+                return Grading(scorer=None, check=check, notes={"code_exec": level.value})
             scorer = CodeScorer(level=level, grading=grading, cache_folder=cache_folder / "references")
             return Grading(
                 scorer=scorer,
-                check=check_target if grading == "strict" else lambda sample: None,
+                check=check,
                 workers=workers or default_workers(),
                 notes={"code_exec": level.value, "grading": grading},
             )
@@ -379,11 +380,12 @@ def _check_views(samples: Sequence[Sample], graph: AgentGraph) -> None:
             )
 
 
-def _check_target(sample: Sample, grading: Grading) -> None:
+def _check_target(sample: Sample, index: int, task: Task, grading: Grading) -> None:
     try:
         grading.check(sample)
     except DataError as error:
-        raise DataError(f"sample {sample.id!r}: {error}") from error
+        column = "column 'test'" if task.answer_kind is AnswerKind.CODE else "its target"
+        raise DataError(f"{task.name} row {index} ({sample.id}), {column}: {error}") from error
 
 
 def _check_model_name(model_name: str) -> None:

@@ -36,11 +36,13 @@ class Flag:
     Attributes:
         panel: Heading under which ``--help`` shows it.
         execution: It says how or where work is done, never what comes out; so it may change when resuming.
+        says_default: The description says what happens without the option, which is not its default alone.
         later: What the option will do; it is refused until then. Empty for options that work.
     """
 
     panel: str
     execution: bool = False
+    says_default: bool = False
     later: str = ""
 
 
@@ -119,12 +121,12 @@ class RunConfig(BaseModel):
     dataset: Annotated[Path | None, WHAT] = Field(
         default=None,
         description="Local file with the task's rows, in the columns of the published data set: .json, "
-        ".jsonl, .csv or .parquet. Without it the data set comes from the hub.",
+        ".jsonl, .jsonl.gz, .csv or .parquet. Without it the data set comes from the hub.",
     )
-    split: Annotated[str, WHAT] = Field(
+    split: Annotated[str, Flag(panel=_WHAT, says_default=True)] = Field(
         default="test",
         min_length=1,
-        description="Split of the data set; without it the one the task is evaluated on.",
+        description="Split of the data set. Default: the one the task is evaluated on, for most of them test.",
     )
     max_samples: Annotated[int, AfterValidator(_all_or_some), WHAT] = Field(
         default=-1, description="Questions to answer, from the first one; -1 is all."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -13,10 +13,11 @@ from latentmas.errors import DataError, LatentMASError
 from latentmas.experiment import compose
 from latentmas.experiment.config import task_name
 from latentmas.experiment.grading import Graded, Grading, executor, grade_all
-from latentmas.experiment.manifest import read_manifest
+from latentmas.experiment.manifest import Manifest, read_manifest
 from latentmas.experiment.store import read_records
 from latentmas.protocols import Task
 from latentmas.row_files import read_rows
+from latentmas.rows import data_digest
 from latentmas.rows import samples as samples_of
 from latentmas.samples import Answer, FinishReason, Record, Sample, Verdict
 
@@ -54,47 +55,67 @@ class StoredAnswers:
     ignored: tuple[str, ...] = ()
 
 
-def read_stored(path: Path) -> StoredAnswers:
+def read_stored(path: Path, *, dataset: Path | None = None) -> StoredAnswers:
     """Return the answers of a run folder or of a ``.jsonl`` file.
+
+    Args:
+        dataset: Where the rows of the run are now; only needed where its records leave texts out.
 
     Raises:
         LatentMASError: It is neither, or a line of it cannot be graded. Names the line.
     """
     if path.is_dir():
-        return _of_run(path)
+        return _of_run(path, dataset)
     if not path.exists():
         raise DataError(f"no run folder and no file {path}; give the folder of a run, or a file of answers")
     return _of_file(path)
 
 
-def grade_stored(answers: Sequence[Stored], grading_of: Callable[[Task], Grading]) -> Iterator[tuple[Stored, Graded]]:
-    """Yield the answers with their new scores, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegradePlan:
+    """Answers that can be graded: their tasks are known, their targets can be read, the machine can do it."""
+
+    answers: tuple[Stored, ...]
+    gradings: Mapping[str, Grading]
+
+    def grade(self) -> Iterator[tuple[Stored, Graded]]:
+        """Yield the answers with their new scores, in their order."""
+        with executor(max((grading.workers for grading in self.gradings.values()), default=0)) as workers:
+            work = ((stored.answer, stored.sample, self.gradings[stored.task]) for stored in self.answers)
+            yield from zip(self.answers, grade_all(work, executor=workers), strict=True)
+
+
+def plan(answers: Sequence[Stored], grading_of: Callable[[Task], Grading]) -> RegradePlan:
+    """Check everything that can be checked before anything is graded.
 
     Args:
         grading_of: How answers to a task are graded.
 
     Raises:
-        DataError: A target cannot be graded against; found before anything is graded where that is cheap.
+        LatentMASError: A task is not known, a target cannot be graded against, or this machine cannot grade.
     """
-    tasks = {name: compose.find_task(name) for name in dict.fromkeys(stored.task for stored in answers)}
-    gradings = {name: grading_of(task) for name, task in tasks.items()}
+    gradings: dict[str, Grading] = {}
     for stored in answers:
+        if stored.task not in gradings:
+            try:
+                task = compose.find_task(stored.task)
+            except LatentMASError as error:
+                raise DataError(f"{stored.where}: {error}") from error
+            gradings[stored.task] = grading_of(task)
         try:
             gradings[stored.task].check(stored.sample)
         except DataError as error:
-            raise DataError(f"{stored.where}: {error}") from error
-    with executor(max((grading.workers for grading in gradings.values()), default=0)) as workers:
-        work = ((stored.answer, stored.sample, gradings[stored.task]) for stored in answers)
-        yield from zip(answers, grade_all(work, executor=workers), strict=True)
+            raise DataError(f"{stored.where}, target: {error}") from error
+    return RegradePlan(answers=tuple(answers), gradings=gradings)
 
 
-def _of_run(folder: Path) -> StoredAnswers:
+def _of_run(folder: Path, dataset: Path | None) -> StoredAnswers:
     manifest = read_manifest(folder / "manifest.json")
     if manifest is None:
         raise DataError(f"{folder} has no manifest.json, so it is no run folder")
     task = compose.find_task(str(manifest.config["task"]))
     records = list(read_records(folder / "records.jsonl"))
-    originals = _withheld_samples(manifest.config, task) if _lack_options(records, task) else {}
+    originals = _withheld_samples(manifest, task, dataset) if _lack_options(records, task) else {}
     found = []
     for record in records:
         answered = record.answered()
@@ -121,21 +142,37 @@ def _lack_options(records: Sequence[Record], task: Task) -> bool:
     return task.card.withheld and any(record.labels and not record.options for record in records)
 
 
-def _withheld_samples(config: Mapping[str, object], task: Task) -> dict[str, Sample]:
+def _withheld_samples(manifest: Manifest, task: Task, dataset: Path | None) -> dict[str, Sample]:
     """Return the samples of a run whose records leave texts out, read from its data again."""
-    dataset = config.get("dataset")
+    config = manifest.config
+    file, most = dataset or config.get("dataset"), config.get("max_samples", -1)
     try:
-        rows = read_rows(str(dataset)) if dataset else task.rows(str(config["split"]))
-        return {sample.id: sample for sample in samples_of(task, rows)}
+        rows = read_rows(str(file)) if file else task.rows(str(config["split"]))
+        found = samples_of(task, rows, most if isinstance(most, int) and most > 0 else None)
     except LatentMASError as error:
-        raise type(error)(f"records of {task.name} hold no options, so its data is needed again: {error}") from error
+        raise DataError(
+            f"records of {task.name} hold no options, so its data is needed again (--dataset FILE): {error}"
+        ) from error
+    if data_digest(found) != manifest.data_digest:
+        raise DataError(f"the data of {task.name} has changed since the run; grade with the data it was made with")
+    return {sample.id: sample for sample in found}
 
 
 def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _finished(value: object) -> object:
+    return FinishReason.STOP.value if value is None else value
+
+
+def _listed(value: object) -> object:
+    return () if value is None else value
+
+
 Text = Annotated[str, BeforeValidator(_text)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False)]
+"""A list of texts or numbers; null is none."""
 
 
 class _Line(BaseModel):
@@ -147,9 +184,9 @@ class _Line(BaseModel):
     task: Annotated[str, BeforeValidator(task_name)]
     output: str
     target: Text
-    finish_reason: Literal["stop", "length"] = "stop"
-    labels: tuple[Text, ...] = Field(default=(), strict=False)
-    options: tuple[Text, ...] = Field(default=(), strict=False)
+    finish_reason: Annotated[Literal["stop", "length"], BeforeValidator(_finished)] = "stop"
+    labels: Texts = ()
+    options: Texts = ()
     entry_point: str | None = None
 
 
@@ -175,10 +212,22 @@ def _of_file(path: Path) -> StoredAnswers:
     return StoredAnswers(answers=tuple(found), options={}, ignored=tuple(sorted(ignored)))
 
 
+_EXPECTED: Final = {
+    "id": "a text or a whole number",
+    "task": "the name of a task",
+    "output": "the text of the answer",
+    "target": "a text or a number",
+    "finish_reason": "'stop' or 'length'",
+    "labels": "a list of texts",
+    "options": "a list of texts",
+    "entry_point": "the name of a function",
+}
+
+
 def _sentence(invalid: ValidationError) -> str:
     error = invalid.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in error["loc"])
+    name = str(error["loc"][0])
     if error["type"] == "missing":
         return f"has no {name!r}; an answer has id, task, output and target"
     shown = repr(error["input"])
-    return f"{name!r} is {shown if len(shown) <= 60 else shown[:57] + '...'}; {error['msg']}"
+    return f"{name!r} is {shown if len(shown) <= 60 else shown[:57] + '...'}; expected {_EXPECTED[name]}"

@@ -25,6 +25,7 @@ _REWRITES: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[\u2010-\u2013\u2212\uFE63\uFF0D]", "-"),
+        (r"[\u2600-\u2775\u2794-\u27BF\u2B50\uFE0F\u200D\U0001F300-\U0001FAFF]", ""),  # emoji
         (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^" + found[0].translate(_SUPERSCRIPT)),
         (r"(?<=[0-9])(?=[¼½¾⅐-⅞])", " "),
         (r"(?<=[0-9])(?:[\u00A0\u2009\u202F]|\{?\\[,;: ]\}?)(?=[0-9]{3}(?![0-9]))", ""),  # grouping
@@ -39,6 +40,7 @@ _LATEX: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"⁄", "/"),
+        (r"\\(?:begin|end)\{[a-z]{1,12}\*?\}(?:\{[clr| ]{1,9}\})?|\\\\\s*$", ""),
         (r"\\\\", r"\\"),  # an answer that was escaped once more, as in JSON
         (r"\{,\}", ","),
         (r",\s*\\!", ","),
@@ -55,7 +57,7 @@ _LATEX: Final = tuple(
         (r"\\div(?![a-zA-Z])|÷", "/"),
         (r"\\(?:approx|simeq|sim)(?![a-zA-Z])|[≈≃]|:=", "="),
         (r"\\pm(?![a-zA-Z])", "±"),
-        (r"(?<=[0-9])\s*\^\s*\{?\s*(?:st|nd|rd|th)\b\s*\}?", ""),
+        (r"(?<=[0-9])\s*\^\s*\{?\s*(?:\\(?:text|textrm|mathrm)\s*\{)?\s*(?:st|nd|rd|th)\b\s*\}?\s*\}?", ""),
         (r"\*\*|__|`", ""),
     )
 )

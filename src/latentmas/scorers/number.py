@@ -23,7 +23,8 @@ _ANSWER: Final = re.compile(
     r"\banswer\b[*_`\s]{0,8}(?:is|was|would be|equals|comes to|:|：|=)[*_`:\s]{0,8}", re.IGNORECASE
 )
 _CLAUSE_ENDS: Final = re.compile(
-    r"\n|[.!?](?=\s|$)|;|\((?!\s*[-$]?[0-9]+\s*\)|\s*[A-Z]\s*\))"
+    r"\n|[.!?][*_`\"'”’)\]]*(?=\s|$)|;|<\||(?<=[0-9]):\s|\s—\s?|\s[–-]\s(?![^=\n]{0,60}=)"
+    r"|\((?!\s*[-$]?[0-9]+\s*\)|\s*[A-Z]\s*\))"
     r"|,\s+(?=[^\W\d])(?!or\b|and\b)|\b(?:because|since|which|as|after|from|for|in|if|when|per|each|by|so)\b",
     re.IGNORECASE,
 )
