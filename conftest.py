@@ -1,6 +1,7 @@
 """Code blocks of README and docs are run as tests: Python as it stands, `latentmas` commands in this process."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from sybil import Example, Sybil
@@ -20,6 +21,7 @@ def run_commands(example: Example) -> None:
 
 @pytest.fixture
 def in_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(Path(__file__).parent / "examples")
     monkeypatch.chdir(tmp_path)
 
 
