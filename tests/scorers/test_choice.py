@@ -454,3 +454,30 @@ def test_a_sample_is_graded_by_its_own_options():
     scorer = pickle.loads(pickle.dumps(score))
     assert scorer(Answer(text="The answer is (C).", finish_reason=STOP), sample).verdict is CORRECT
     assert scorer(Answer(text="So **C** it is", finish_reason=LENGTH), sample).verdict is NO_ANSWER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The correct answer is B. If the patient had rash the answer would be A.",
+        "The answer is B. Had he travelled, the answer would be D.",
+        "The answer would be B.",
+        "The answer is B.<|eot_id|>",
+        "Answer: B<|im_end|>",
+        "Therefore, option B is correct.",
+        "Ans. B",
+        "Conclusion: B",
+        "Final decision: B",
+        "This corresponds to option B.",
+        "We find it.\n=> B",
+        "答案是B。",
+        "因此，选B。",
+        "La respuesta correcta es la B.",
+        "La réponse est (B).",
+        "Правильный ответ: B",
+        r"\boxed{\begin{array}{c} B \end{array}}",
+    ],
+)
+def test_models_have_many_ways_to_say_it(text):
+    options = ("Hepatitis", "Colorectal cancer", "Diabetes", "Measles")
+    assert grade(text, "B", FinishReason.STOP, ("A", "B", "C", "D"), options).verdict is Verdict.CORRECT

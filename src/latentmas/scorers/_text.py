@@ -6,12 +6,16 @@ import re
 from typing import Final
 
 _BOX_OPENS: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_SPECIAL: Final = re.compile(r"<\|[^|<>\n]{1,40}\|>|</s>|<eos>|<end_of_turn>")
+"""Tokens that end a turn, which some servers leave in a text."""
+_TAIL: Final = 200
 _BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
 
 
 def visible(text: str) -> str | None:
     """Return what follows the last thinking block; None where one was never closed."""
     shown = text.rpartition("</think>")[2]
+    shown = shown[:-_TAIL] + _SPECIAL.sub("", shown[-_TAIL:])
     return None if "<think>" in shown else shown
 
 

@@ -27,21 +27,33 @@ _ANSWER_TAG: Final = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 _ANSWER: Final = re.compile(
     r"""
     (?<![^\W_]) (?=[abcfmorIW])  # the first letters of what follows, for speed
-    (?: (?:answers?|ans|option|choice|(?:correct|right|best|final|my)[ ](?:response|letter|selection))\b
+    (?: (?:answers?|ans|option|choice|conclusion
+        |(?:correct|right|best|final|my)[ ](?:response|letter|selection|decision))\b
     (?:[ \t]+(?:to|for|of|here|among|from|that|in|choice|option|letter|which)\b
         (?:[ \t]+(?!(?:answer|option|choice)\b)[\w'-]{1,24}+){0,8}? )?
     (?: [\s'_}]{0,8}\b(?:is|was|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|has[ ]to[ ]be)\b(?!')[ \t]*[:：]?
     |   [\s'_}]{0,8}[:：=]
     |   [ \t]{0,8}(?:->|=>|[→⇒–—])
     |   [ \t]{1,8}-{1,3}(?=[ \t])
+    |   (?<=ans)\.(?=[ \t])
     |   (?<=answer)[ \t_]{0,8}\n
     |   (?<=answer)[ \t]{1,8}(?=[(\[]?[A-Z0-9]{1,2}[)\]]?[ \t]{0,8}\.?[ \t]{0,8}(?:\n|$))
     )
     |   (?:I|we)(?:['’](?:ll|d|m|re)|[ ](?:would|will|should|must|can|am|are|shall|have[ ]to|need[ ]to|therefore|thus))?
-    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s) )
+    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s)
+    |   corresponds?[ ]to(?=\s) )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_ELSEWHERE: Final = re.compile(
+    r"答案(?:应该|应当)?(?:是|为|[:：])|(?:故|因此|所以)[，, ]{0,2}应?选(?:择|项)?|答えは"
+    r"|\b(?:respuesta|réponse|antwort|risposta|resposta)(?:[ ][^\W\d]{1,12}){0,2}[ ](?:es|est|ist|lautet|è|é)\b"
+    r"(?:[ ](?:la|a))?"
+    r"|\bответ[ ]{0,2}[:：—-]",
+    re.IGNORECASE,
+)
+"""The most common ways to say "the answer is" in other languages."""
+_UNREAL: Final = re.compile(r"\b(?:if|had|were|otherwise|unless|suppose)\b", re.IGNORECASE)
 _NOT_THE_ANSWER: Final = re.compile(
     r"\b(?:incorrect|wrong|another|other|one|first|second|third|next|initial|previous|earlier|alternative|false|possible"
     r"|tempting|worst|poor|invalid|any|each|every|no|not|of|your|their|his|her)[ \t]+$"
@@ -86,7 +98,9 @@ _AFTER_BOLD: Final = re.compile(
 )
 _ENDS_CLAUSE: Final = re.compile(r"\s*(?:$|[\n.,;!)]|because\b|since\b)")
 _BULLET: Final = re.compile(r"^[ \t]*(?:[>#•+-]+[ \t]+)*")
-_LINE: Final = re.compile(r"^[ \t>#•+-]{0,8}+([^\n]{1,300})$", re.MULTILINE)
+_FRAME: Final = re.compile(r"\\(?:begin|end)\{[a-z]{1,12}\*?\}(?:\{[clr| ]{1,9}\})?")
+_SENTENCE_END: Final = re.compile(r"[.!?\n]")
+_LINE: Final = re.compile(r"^[ \t>#•+=→⇒∴-]{0,8}+([^\n]{1,300})$", re.MULTILINE)
 
 
 def score(answer: Answer, sample: Sample) -> Score:
@@ -129,8 +143,10 @@ def resolve_target(target: str, labels: tuple[str, ...], options: tuple[str, ...
 def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
     """Return how the answer was found and what it names."""
     if (box := last_box(text, LONGEST)) is not None:
-        return "box", row.read(box, in_prose=False) or Named(None, box[:_SHOWN], "names no option")
-    plain = _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text))
+        return "box", row.read(_FRAME.sub(" ", box).strip(), in_prose=False) or Named(
+            None, box[:_SHOWN], "names no option"
+        )
+    plain = _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text)).replace("。", ". ")
     if (named := _marked(plain, row)) is not None:
         return "marker", named
     if not cut and (label := _bold(text, row)) is not None:
@@ -142,7 +158,11 @@ def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
 
 def _marked(text: str, row: Row) -> Named | None:
     """Return what the last marker names: "answer is C" or "C is the right answer", else "C is right"."""
-    answers = [(found.end(), found, _announced) for found in deque(_ANSWER.finditer(text), maxlen=_MOST)]
+    answers = [
+        (found.end(), found, _announced)
+        for markers in (_ANSWER, _ELSEWHERE)
+        for found in deque(markers.finditer(text), maxlen=_MOST)
+    ]
     rights = [(found.start(), found, _praised) for found in deque(_IS_RIGHT.finditer(text), maxlen=_MOST)]
     sure = [*answers, *(right for right in rights if right[1]["surely"])]
     for _, found, read in (*sorted(sure, key=lambda one: one[0], reverse=True), *reversed(rights)):
@@ -154,6 +174,10 @@ def _marked(text: str, row: Row) -> Named | None:
 def _announced(text: str, marker: re.Match[str], row: Row) -> Named | None:
     """Read the line after "answer is" and its like."""
     if _NOT_THE_ANSWER.search(text[max(0, marker.start() - 60) : marker.start()]):
+        return None
+    if "would be" in marker[0] and _UNREAL.search(
+        _SENTENCE_END.split(text[max(0, marker.start() - 200) : marker.start()])[-1]
+    ):
         return None
     after = text[marker.end() : marker.end() + LONGEST]
     lines = [_BULLET.sub("", line) for line in after.split("\n", maxsplit=8)[:8] if line.strip()]
