@@ -10,6 +10,9 @@ from latentmas.scorers._code_extract import LONGEST, extract
 F = "def f(x):\n    return x\n"
 G = "def g(x):\n    return x\n"
 METHOD = "class A:\n    def f(self): ...\n"
+OPEN = 'def g():\n    """Oh\n'
+STRING = '   ```python\n   def f(x):\n       """Oh\nno"""\n       return x\n   ```\n'
+STRING_CODE = 'def f(x):\n    """Oh\nno"""\n    return x\n'
 FENCE = "```"
 
 
@@ -87,6 +90,13 @@ FOUND = [
         "last_block",
     ),
     ("the name in a function", block("def g():\n    f = 1\n"), "def g():\n    f = 1\n", "last_block"),
+    ("a string that goes further out than its code", STRING, STRING_CODE, "block"),
+    (
+        "a string that is never closed",
+        '```python\ndef g():\n    """Oh\n```\nDone.\n',
+        'def g():\n    """Oh\n',
+        "last_block",
+    ),
     ("spaces in a string", block('f = """\n    \n"""\n'), 'f = """\n    \n"""\n', "block"),
     ("null bytes", block("def f(x): return '\0'\n"), "def f(x): return '\0'\n", "last_block"),
 ]
@@ -159,6 +169,13 @@ def test_warnings_of_the_code_stay_with_the_code():
     assert extract(block("def f(x):\n    return '\\d' is 5\n"), "f").found_by == "block"
 
 
+def test_of_what_is_far_too_long_the_end_is_looked_at():
+    assert extract(F + "#" * LONGEST, "f") is None
+    others = block("{}\n", tag="json") * 3000
+    assert extract(block(F) + others, "f") is None
+    assert extract(others + block(F), "f").code == F
+
+
 SIZE = 1_000_000
 LONG = {
     "fences": "```\n",
@@ -167,6 +184,7 @@ LONG = {
     "broken blocks": block("def f(\n"),
     "open docstrings": '```python\n"""\n```\n',
     "escaped docstrings": '```python\n\\"""\n```\n',
+    "open docstrings around much": '```python\n\\"""' + "x" * 380 + "\n```\n",
     "indented fences": " ```python\n  ```\n",
     "backticks": "`",
     "backticks and spaces": "``` ",

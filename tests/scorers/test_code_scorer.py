@@ -89,6 +89,13 @@ def test_what_is_right_is_correct_and_says_what_ran(grade):
         ("import sys\ndef f(x): return x + x\nsys.exit(0)", CRASHED, "call 1 of 4: SystemExit: 0"),
         ("import nothing_of_this_name\ndef f(x): return x + x", CRASHED, None),
         ("import ctypes\ndef f(x): ctypes.string_at(0)", CRASHED, "call 1 of 4: the program ended: killed by SIGSEGV"),
+        ("def f(x): raise ValueError('x' * 999)", CRASHED, None),
+        (
+            "class M(type):\n    def __hash__(self): raise ValueError('no')\n"
+            "class A(metaclass=M): ...\ndef f(x): return [1, A()]",
+            CRASHED,
+            "call 1 of 4: ValueError: no",
+        ),
         ("class E(Exception):\n    def __str__(self): raise E\ndef f(x): raise E", CRASHED, "call 1 of 4: exception"),
     ],
 )
@@ -351,19 +358,22 @@ def test_a_reference_runs_where_no_answer_can_reach_it(grade):
     assert grade("def f(n): return ref_func(n)", test, None).verdict is CRASHED
 
 
-def test_results_of_a_reference_are_kept(grade, tmp_path, level):
+def test_results_of_a_reference_are_kept_and_made_again_where_they_are_damaged(grade, tmp_path):
     from latentmas.scorers import _code_expected
 
-    test = reference_test("import time; return str(time.time_ns())")
-    for damage in (lambda text: text, lambda text: b"", lambda text: text[:-3], lambda text: text.replace(b"1", b"2")):
+    def graded():
         _code_expected.prepare.cache_clear()
-        grade("def f(n): return 0", test, None, cache_folder=tmp_path)
-        (path,) = tmp_path.iterdir()
-        stored = path.read_bytes()
-        path.write_bytes(damage(stored))
-        _code_expected.prepare.cache_clear()
-        grade("def f(n): return 0", test, None, cache_folder=tmp_path)
-        assert (path.read_bytes() == stored) is (damage(stored) == stored)
+        return grade("def f(n): return str(n)", reference_test("return str(n)"), None, cache_folder=tmp_path).verdict
+
+    assert graded() is CORRECT
+    (path,) = tmp_path.iterdir()
+    stored, made = path.read_bytes(), path.stat().st_mtime_ns
+    assert graded() is CORRECT
+    assert path.stat().st_mtime_ns == made
+    for damaged in (b"", b"\n", stored[:-3], stored.replace(b"3", b"4"), stored + b"=1\n"):
+        path.write_bytes(damaged)
+        assert graded() is CORRECT
+        assert path.read_bytes() == stored
 
 
 @pytest.mark.parametrize("body", ["return object()", "raise ValueError('oh')", "import os; os._exit(0)"])

@@ -65,6 +65,7 @@ def same(one, other):
 @example([1.5, INF, -INF])
 @example([[]] * 50)
 @example('\ud800\U0001f600\x00\x7f"\\\n')
+@example([1, -(10**5000)])
 @example(list(range(10_000)))
 @example([*range(5_000), "x", None, *map(str, range(5_000))])
 def test_a_plain_value_comes_back_as_it_was(value):
@@ -79,6 +80,7 @@ def test_nan_comes_back_as_a_nan_of_its_own():
     assert json.loads(line) == [{"r": "nan"}]
     assert decode(line) != decode(line)
     assert math.isnan(decode(line)[0])
+    assert math.isnan(decode(encode([1.5, NAN, 2.5]))[1])
 
 
 class Liar(list):

@@ -24,6 +24,7 @@ _TIDY: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\\(?=[a-zA-Z])", r"\\"),  # an answer that was escaped once more, as in JSON
+        (r"\\(?:begin|end) ?\{(?:array|aligned|gathered|center)\}(?: ?\{[clr| ]{0,8}\})?", " "),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
         (
             r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|[mh]box|operatorname|boldsymbol|bm"
@@ -199,6 +200,11 @@ class Row:
     def text_alone(self, text: str) -> str | None:
         """Return the label of the option whose text this is, and nothing else."""
         return self._by_text.get(_key(text, self._fold))
+
+    def follows_own_text(self, before: str, label: str) -> bool:
+        """Tell whether a text ends in the words of an option, of three letters or more."""
+        own, words = self._text_of(label), self._fold(tidy(before)).rstrip(" (:,")
+        return len(own) > 2 and words.endswith(own) and not words[: -len(own)][-1:].isalnum()
 
     def _text_of(self, label: str) -> str:
         return self._texts[self.labels.index(label)] if self.options else ""

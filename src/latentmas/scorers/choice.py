@@ -1,7 +1,8 @@
 """Grades answers to multiple-choice questions. Pure, in linear time; no text makes it raise.
 
 An answer is looked for in this order, outside thinking blocks: the last box that is not empty; the last "answer is
-(C)" and its like; and, in a text that was not cut, the last bold option, then a line that is only an option.
+(C)" and its like; and, in a text that was not cut, the last bold option, then a line that is only an option or a last
+line that ends in one. What would be the answer if things were otherwise counts only where nothing else is said.
 `Score.found_by` says which it was. A box is always an answer, even where nobody can read it; a marker is one only
 where an option follows; a letter in prose never is. Of two options none is right.
 """
@@ -24,38 +25,33 @@ _SHOWN: Final = 400
 
 _MARKUP: Final = re.compile(r"[*`$\"“”]+|</?(?:b|strong|em|i|u|p|span|div|h[1-6])>|\\[()\[\]]")
 _ANSWER_TAG: Final = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
+_END_TOKENS: Final = re.compile(r"(?:\s*(?:<[|｜][\w▁]{3,30}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
+_TAIL: Final = 200
+"""Characters at the end of a text in which the special tokens of a chat template are looked for."""
 _ANSWER: Final = re.compile(
     r"""
     (?<![^\W_]) (?=[abcfmorIW])  # the first letters of what follows, for speed
-    (?: (?:answers?|ans|option|choice|conclusion
-        |(?:correct|right|best|final|my)[ ](?:response|letter|selection|decision))\b
+    (?: (?:answers?|ans|option|choice
+    |(?:correct|right|best|final|my)[ ](?:response|letter|selection|decision|conclusion))\b
     (?:[ \t]+(?:to|for|of|here|among|from|that|in|choice|option|letter|which)\b
         (?:[ \t]+(?!(?:answer|option|choice)\b)[\w'-]{1,24}+){0,8}? )?
     (?: [\s'_}]{0,8}\b(?:is|was|are|would[ ]be|will[ ]be|should[ ]be|must[ ]be|has[ ]to[ ]be)\b(?!')[ \t]*[:：]?
     |   [\s'_}]{0,8}[:：=]
     |   [ \t]{0,8}(?:->|=>|[→⇒–—])
     |   [ \t]{1,8}-{1,3}(?=[ \t])
-    |   (?<=ans)\.(?=[ \t])
+    |   (?<=\bans)\.(?=[ \t])
     |   (?<=answer)[ \t_]{0,8}\n
     |   (?<=answer)[ \t]{1,8}(?=[(\[]?[A-Z0-9]{1,2}[)\]]?[ \t]{0,8}\.?[ \t]{0,8}(?:\n|$))
     )
+    |   (?P<open>conclusion)[\s'_}]{0,8}[:：]
     |   (?:I|we)(?:['’](?:ll|d|m|re)|[ ](?:would|will|should|must|can|am|are|shall|have[ ]to|need[ ]to|therefore|thus))?
-    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s)
-    |   corresponds?[ ]to(?=\s) )
+    [ ](?:choose|chose|select|selected|pick|picked|go|going|went|choosing)(?:[ ](?:with|for))?(?=\s) )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_ELSEWHERE: Final = re.compile(
-    r"答案(?:应该|应当)?(?:是|为|[:：])|(?:故|因此|所以)[，, ]{0,2}应?选(?:择|项)?|答えは"
-    r"|\b(?:respuesta|réponse|antwort|risposta|resposta)(?:[ ][^\W\d]{1,12}){0,2}[ ](?:es|est|ist|lautet|è|é)\b"
-    r"(?:[ ](?:la|a))?"
-    r"|\bответ[ ]{0,2}[:：—-]",
-    re.IGNORECASE,
-)
-"""The most common ways to say "the answer is" in other languages."""
-_UNREAL: Final = re.compile(r"\b(?:if|had|were|otherwise|unless|suppose)\b", re.IGNORECASE)
 _NOT_THE_ANSWER: Final = re.compile(
-    r"\b(?:incorrect|wrong|another|other|one|first|second|third|next|initial|previous|earlier|alternative|false|possible"
+    r"\b(?:incorrect|wrong|another|other|one|first|second|third|next"
+    r"|initial|previous|earlier|alternative|false|possible"
     r"|tempting|worst|poor|invalid|any|each|every|no|not|of|your|their|his|her)[ \t]+$"
     r"|(?:\b(?:if|whether|unless|suppose|supposing|assume|assuming|imagine|doubt)|n't think|not think|not say)"
     r"(?:[ \t]+(?:that|the|my|our|this|correct|right|best|final))*[ \t]*$",
@@ -72,6 +68,44 @@ _IS_RIGHT: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_SENTENCE_END: Final = re.compile(r"[.!?](?=\s|$)|\n")
+_IF: Final = re.compile(
+    r"\b(?:if|unless|suppos(?:e|ing)|assuming)\b"
+    r"|(?:^|[,;])\s*(?:(?:and|but)\s+)?(?:had|were|should)\b",
+    re.IGNORECASE,
+)
+_OTHER_THAN: Final = re.compile(
+    r"\s*(?:neither|not(?!\s+(?:only|just|merely|simply)\b))\b[^.\n]{1,100}?"
+    r"(?:\bbut(?:\s+rather)?(?:\s+it\s+is|\s+it's)?|[,;]\s*(?:it\s+is|it's|rather))\s+(?!also\b)",
+    re.IGNORECASE,
+)
+_ABROAD: Final = re.compile(
+    r"""
+    (?: (?: 答案 | 正[确確][选選][项項] ) (?:[应應][该該]?)? (?:是|[为為]|[选選][择擇]?|\s{0,4}[:：]){1,2}
+    |   (?:因此|所以|[应應][该該]?|故|于是|综上)[ ，,]{0,2}(?:我们?)?(?:[应應][该該]?)?
+        [选選](?:[择擇]|为|為)?\s{0,4}[:：]?
+    |   (?<!\w)(?: respuesta(?:[ ](?:correcta|final))?(?:[ ]{1,4}(?:es|ser[ií]a)\b|[ ]{0,4}:)(?:[ ]{1,4}la\b)?
+        |   r[ée]ponse(?:[ ](?:correcte|finale|exacte))?(?:[ ]{1,4}est\b|[ ]{0,4}:)(?:[ ]{1,4}la\b)?
+        |   antwort(?:[ ]{1,4}(?:ist|lautet)\b|[ ]{0,4}:)(?:[ ]{1,4}(?:also|daher|somit)\b)?
+        |   resposta(?:[ ](?:correta|certa|final))?(?:[ ]{1,4}[ée]\b|[ ]{0,4}:)(?:[ ]{1,4}a(?=[ ]))?
+        |   risposta(?:[ ](?:corretta|esatta|giusta|finale))?(?:[ ]{1,4}[èe]\b|[ ]{0,4}:)(?:[ ]{1,4}la\b)?
+        |   ответ(?:[ ]{0,4}[:—–-]|[ ]{1,4}это\b)
+        )
+    )
+    [ \t:：]{0,4}
+    (?:(?:[选選][项項]|opci[óo]n|option|letra|lettre|lettera|antwort|opzione|opção|alternativa|вариант)[ ]{0,4})?
+    ([(（\[]?)[ ]?([A-Za-z0-9]{1,2})(?![A-Za-z0-9]|[.,:'-]\w)[ ]?([)）\]]?)
+    (?P<also>[ ]?(?:[、,，/和或与與及]|[ ](?:y|o|u|et|ou|und|oder|e|и|или)[ ])[ ]?[(（\[]?([A-Z0-9])(?!\w))?
+    (?=[ ]{0,4}(?:$|[\n.,;!。，；！、:：(（-]|选项|選項
+        |(?:porque|ya[ ]que|car|parce|weil|da|denn|perch[ée]|потому|так[ ]как)\b)|(?<=[)）\]]))
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_IF_ABROAD: Final = re.compile(
+    r"(?:如果|假如|若|不是|错误|錯誤|[其]他|\b(?:si|wenn|falls|se|если|otra|autre|andere))[^。.，,\n]{0,12}$",
+    re.IGNORECASE,
+)
+_SUBJECT_AND_TEXT: Final = re.compile(rf"(?<!\S)(?:[(\[]{LABEL}[)\]]|{LABEL}[.:)])(?=\s)")
 _SUBJECT: Final = re.compile(rf"(?:^|(?<=[\s(\[]))([(\[]?){LABEL}([)\]]?)[.:]?$")
 _MAY_PRECEDE: Final = re.compile(
     r"(?:^|[.!?:;,>#(-]|\b(?:so|thus|therefore|hence|that|and|but|is|means|conclude|believe|think|clearly|indeed|option"
@@ -80,7 +114,9 @@ _MAY_PRECEDE: Final = re.compile(
 )
 _IS_NAMED: Final = re.compile(r"\b(?:option|choice|answer|number)\s+\d+[.:]?$", re.IGNORECASE)
 _AT_END: Final = re.compile(rf"[^.\n]{{1,200}}?[(\[]{LABEL}[)\]](?=\s*(?:$|[.,;!]))")
-_TURNS: Final = re.compile(r"\b(?:not|than|as|for|except|unlike|instead|or|if|option|choice)\b|n't|\?", re.IGNORECASE)
+_TURNS: Final = re.compile(
+    r"\b(?:not|than|as|for|except|unlike|instead|or|nor|neither|if|option|choice)\b|n't|\?", re.IGNORECASE
+)
 
 _BOLD: Final = re.compile(
     r"\*\*([^*\n]+)\*\*|__([^_\n]+)__|(?<![*\w])\*([^*\s][^*\n]*)\*(?![*\w])|<(?:b|strong)>([^<\n]+)</"
@@ -98,9 +134,18 @@ _AFTER_BOLD: Final = re.compile(
 )
 _ENDS_CLAUSE: Final = re.compile(r"\s*(?:$|[\n.,;!)]|because\b|since\b)")
 _BULLET: Final = re.compile(r"^[ \t]*(?:[>#•+-]+[ \t]+)*")
-_FRAME: Final = re.compile(r"\\(?:begin|end)\{[a-z]{1,12}\*?\}(?:\{[clr| ]{1,9}\})?")
-_SENTENCE_END: Final = re.compile(r"[.!?\n]")
-_LINE: Final = re.compile(r"^[ \t>#•+=→⇒∴-]{0,8}+([^\n]{1,300})$", re.MULTILINE)
+_ARROW: Final = re.compile(r"(?:=+>|[→⇒])\s*")
+_ENDS_IN: Final = re.compile(
+    rf"(?P<sure>\b(?:which|this|that)\s(?:best\s)?(?:corresponds\sto|matches)\s(?:option|choice|answer)\s)?"
+    rf"[(\[]?(?P<label>{LABEL})[)\]]?[ .!]{{0,4}}$"
+)
+_DOUBTS: Final = re.compile(
+    r"\b(?:not|never|no|nor|neither|un\w+|than|unlike|except|if|or|rather|instead"
+    r"|exclud\w+|rul\w+|wrong|incorrect|initial\w*"
+    r"|first|tempting|would|could|might|may|other|another|differential)\b|n't|\?",
+    re.IGNORECASE,
+)
+_LINE: Final = re.compile(r"^[ \t>#•+-]{0,8}+([^\n]{1,300})$", re.MULTILINE)
 
 
 def score(answer: Answer, sample: Sample) -> Score:
@@ -124,6 +169,8 @@ def grade(
     row = Row(labels, options)
     gold = row.resolve(target)
     answer = visible(text)
+    if answer is not None:
+        answer = answer[:-_TAIL] + _END_TOKENS.sub("", answer[-_TAIL:])
     found_by, named = (None, None) if answer is None else _find(answer, row, cut=finish_reason is FinishReason.LENGTH)
     if named is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
@@ -143,10 +190,8 @@ def resolve_target(target: str, labels: tuple[str, ...], options: tuple[str, ...
 def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
     """Return how the answer was found and what it names."""
     if (box := last_box(text, LONGEST)) is not None:
-        return "box", row.read(_FRAME.sub(" ", box).strip(), in_prose=False) or Named(
-            None, box[:_SHOWN], "names no option"
-        )
-    plain = _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text)).replace("。", ". ")
+        return "box", row.read(box, in_prose=False) or Named(None, box[:_SHOWN], "names no option")
+    plain = _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text))
     if (named := _marked(plain, row)) is not None:
         return "marker", named
     if not cut and (label := _bold(text, row)) is not None:
@@ -158,26 +203,41 @@ def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
 
 def _marked(text: str, row: Row) -> Named | None:
     """Return what the last marker names: "answer is C" or "C is the right answer", else "C is right"."""
-    answers = [
-        (found.end(), found, _announced)
-        for markers in (_ANSWER, _ELSEWHERE)
-        for found in deque(markers.finditer(text), maxlen=_MOST)
-    ]
+    answers = [(found.end(), found, _announced) for found in deque(_ANSWER.finditer(text), maxlen=_MOST)]
+    abroad = [(found.end(), found, _announced_abroad) for found in deque(_ABROAD.finditer(text), maxlen=_MOST)]
     rights = [(found.start(), found, _praised) for found in deque(_IS_RIGHT.finditer(text), maxlen=_MOST)]
-    sure = [*answers, *(right for right in rights if right[1]["surely"])]
-    for _, found, read in (*sorted(sure, key=lambda one: one[0], reverse=True), *reversed(rights)):
+    sure = [*answers, *abroad, *(right for right in rights if right[1]["surely"])]
+    ranked = [*sorted(sure, key=lambda one: one[0], reverse=True), *reversed(rights)]
+    for _, found, read in sorted(ranked, key=lambda one: _is_conditional(text, one[1])):
         if (named := read(text, found, row)) is not None:
             return named
     return None
 
 
+def _is_conditional(text: str, marker: re.Match[str]) -> bool:
+    """Tell whether a marker says what would be the answer if something were otherwise."""
+    if "would" not in marker[0].lower():
+        return False
+    before = _SENTENCE_END.split(text[max(0, marker.start() - 200) : marker.start()])[-1]
+    after = _SENTENCE_END.split(text[marker.end() : marker.end() + 200])[0]
+    return _IF.search(before) is not None or _IF.search(after) is not None
+
+
+def _announced_abroad(text: str, marker: re.Match[str], row: Row) -> Named | None:
+    """Read the letter after "答案是", "la respuesta es" and their like."""
+    label = row.label_of(marker[2])
+    is_word = marker[2].islower() and not marker[1]
+    if label is None or is_word or _IF_ABROAD.search(text[max(0, marker.start() - 40) : marker.start()]):
+        return None
+    other = row.label_of(marker[5]) if marker["also"] else None
+    if other is not None and other != label:
+        return Named(None, f"{label}, {other}", f"names more than one option: {label} and {other}")
+    return Named(label, label)
+
+
 def _announced(text: str, marker: re.Match[str], row: Row) -> Named | None:
     """Read the line after "answer is" and its like."""
     if _NOT_THE_ANSWER.search(text[max(0, marker.start() - 60) : marker.start()]):
-        return None
-    if "would be" in marker[0] and _UNREAL.search(
-        _SENTENCE_END.split(text[max(0, marker.start() - 200) : marker.start()])[-1]
-    ):
         return None
     after = text[marker.end() : marker.end() + LONGEST]
     lines = [_BULLET.sub("", line) for line in after.split("\n", maxsplit=8)[:8] if line.strip()]
@@ -187,11 +247,13 @@ def _announced(text: str, marker: re.Match[str], row: Row) -> Named | None:
     if on_next_line and _begins_a_list(lines, row):
         return None
     named = row.read(lines[0], in_prose=True)
+    if named is None and (denied := _OTHER_THAN.match(lines[0])):
+        named = row.read(lines[0][denied.end() :], in_prose=True)
     if named is None and (end := _AT_END.match(lines[0])) and not _TURNS.search(lines[0], 0, end.start(1)):
         label = row.label_of(end[1])
         named = Named(label, label) if label is not None else None
     # "I have to choose A, B or C" and "Which option is right: A or B?" name options without being an answer.
-    is_open = marker[0][:1] in "IiWw" or lines[0].rstrip().endswith("?")
+    is_open = marker["open"] or marker[0][:1] in "IiWw" or lines[0].rstrip().endswith("?")
     return None if is_open and named is not None and named.label is None else named
 
 
@@ -204,6 +266,11 @@ def _begins_a_list(lines: Sequence[str], row: Row) -> bool:
 def _praised(text: str, marker: re.Match[str], row: Row) -> Named | None:
     """Read what stands before "is the right answer"."""
     before = text[max(0, marker.start() - LONGEST) : marker.start()].rpartition("\n")[2].rstrip()
+    for begun in deque(_SUBJECT_AND_TEXT.finditer(before[-200:]), maxlen=3):
+        subject = before[-200:][begun.start() :]
+        own = row.strictly(subject, with_text=True) if row.options else None
+        if own is not None and _MAY_PRECEDE.search(before[: len(before) - len(subject)]):
+            return Named(own, own)
     found = _SUBJECT.search(before)
     if found is None or (label := row.label_of(found[2])) is None:
         return None
@@ -241,9 +308,25 @@ def _line(text: str, row: Row) -> str | None:
         return None
     if (label := row.strictly(shown[-1], with_text=True)) is not None and not _begins_a_list(shown[-2:], row):
         return label
+    if (label := _end_of_line(shown[-1], row)) is not None:
+        return label
     if (label := row.text_alone(text) if len(text) <= LONGEST else None) is not None:
         return label
     return _last([label for line in shown if len(line) <= 24 and (label := row.strictly(line, with_text=False))], row)
+
+
+def _end_of_line(line: str, row: Row) -> str | None:
+    """Return the label after an arrow, or the one a sentence ends in: "corresponds to option C", "its own text (C)"."""
+    if arrow := _ARROW.match(line):
+        label = row.strictly(line[arrow.end() :], with_text=True)
+        return None if label is None or label.isdecimal() else label
+    sentence = _SENTENCE_END.split(line.rstrip(" .!"))[-1]
+    found = _ENDS_IN.search(sentence)
+    if found is None or _DOUBTS.search(sentence) or (label := row.label_of(found["label"])) is None:
+        return None
+    in_brackets = found[0].startswith(("(", "["))
+    is_named = found["sure"] or (in_brackets and row.follows_own_text(sentence[: found.start()], label))
+    return label if is_named else None
 
 
 def _last(labels: Iterable[str], row: Row) -> str | None:
