@@ -184,7 +184,8 @@ LONG = {
     "broken blocks": block("def f(\n"),
     "open docstrings": '```python\n"""\n```\n',
     "escaped docstrings": '```python\n\\"""\n```\n',
-    "open docstrings around much": '```python\n\\"""' + "x" * 380 + "\n```\n",
+    # hidden in a line of code, what opens a string closes it inside of one, so it stays open all the way
+    "strings that never close": "```python\n\"''' \n'''' " + "x" * 380 + "\n```\n",
     "indented fences": " ```python\n  ```\n",
     "backticks": "`",
     "backticks and spaces": "``` ",
