@@ -85,61 +85,68 @@ def set_limits(rlimits: "tuple[tuple[int, int, int], ...]") -> None:
 
 def give_up_rights(orders: "Orders") -> None:
     """Give up capabilities, files, network and system calls, each for good."""
-    import ctypes
+    # Not `ctypes`, whose import takes three times as long as all that is done here.
+    import _ctypes
     import os
+    import sys
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "l"
 
-    def call(function: "Any", *arguments: object) -> int:
+    class Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "L"
+
+    class Function(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+        _restype_ = Long
+
+    library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+
+    def call(name: str, *arguments: "int | bytes") -> int:
         # All arguments fill a register; as a C int, the upper half of it would be undefined.
-        words = [ctypes.c_ulong(argument) if isinstance(argument, int) else argument for argument in arguments]
+        words = [Word(argument) if isinstance(argument, int) else argument for argument in arguments]
+        function: Any = Function(_ctypes.dlsym(library, name))
         result: int = function(*words)
+        result = (result + 0x80000000) % 0x100000000 - 0x80000000  # prctl and capset return an int
         if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"{function.__name__} {arguments[0]}: {os.strerror(code)}")
+            code = _ctypes.get_errno()
+            raise OSError(code, f"{name} {arguments[0]!r}: {os.strerror(code)}")
         return result
 
-    call(libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call(libc.capset, (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("capset", CAPABILITY_VERSION.to_bytes(4, sys.byteorder) + bytes(4), bytes(24))
     # After the capabilities, because a change of credentials forgets it.
-    call(libc.prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if orders["parent"] and os.getppid() != orders["parent"]:
         raise RuntimeError("the parent ended first")
     if orders["landlock"]:
-        restrict_files(call, libc, *orders["landlock"])
+        restrict_files(call, *orders["landlock"])
     if orders["seccomp"]:
         # A core dump handed to a program of the system is not stopped by RLIMIT_CORE.
-        call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)
-        refuse_calls(call, libc, orders["seccomp"], orders["own_pid"])
+        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+        refuse_calls(call, orders["seccomp"], orders["own_pid"])
 
 
-def restrict_files(call: "Any", libc: "Any", attributes: bytes, flags: int, rules: "Any") -> None:
+def restrict_files(call: "Any", attributes: bytes, flags: int, rules: "Any") -> None:
     """Apply the rules of Landlock to this process."""
     import os
     import struct
 
-    ruleset = call(libc.syscall, CREATE_RULESET, attributes, len(attributes), 0)
+    ruleset = call("syscall", CREATE_RULESET, attributes, len(attributes), 0)
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        call(libc.syscall, ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
+        call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
         os.close(descriptor)
-    call(libc.syscall, RESTRICT_SELF, ruleset, flags)
+    call("syscall", RESTRICT_SELF, ruleset, flags)
     os.close(ruleset)
 
 
-def refuse_calls(call: "Any", libc: "Any", program: bytes, own_pid: int) -> None:
+def refuse_calls(call: "Any", program: bytes, own_pid: int) -> None:
     """Install the filter of system calls."""
-    import ctypes
     import os
     import struct
 
     program = program.replace(struct.pack("<I", own_pid), struct.pack("<I", os.getpid()))
-    instructions = ctypes.create_string_buffer(program, len(program))
-    call(
-        libc.prctl,
-        PR_SET_SECCOMP,
-        2,
-        struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)),
-        0,
-        0,
-    )
+    # The address of the bytes themselves: they follow the head of the object, and `program` keeps them alive.
+    address = id(program) + bytes.__basicsize__ - 1
+    call("prctl", PR_SET_SECCOMP, 2, struct.pack("@HP", len(program) // 8, address), 0, 0)
