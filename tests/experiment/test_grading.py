@@ -64,7 +64,7 @@ def test_a_target_that_cannot_be_graded_against_is_an_error_and_no_verdict(worke
 
 def test_a_grading_process_that_was_killed_is_said_in_one_sentence():
     grading = Grading(scorer=Slow(), workers=1)
-    with pytest.raises(StoreError, match="smaller --grading_workers"), executor(1) as pool:
+    with pytest.raises(StoreError, match="fewer workers"), executor(1) as pool:
         list(grade_all(answered(["die"], grading), executor=pool))
 
 

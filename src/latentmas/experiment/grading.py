@@ -107,7 +107,7 @@ def result_of(score: Future[Score]) -> Score | None:
     except BrokenExecutor as error:
         raise StoreError(
             "a process that checks code was killed, perhaps for want of memory; what is stored is kept: repeat the "
-            "same command, with a smaller --grading_workers if it happens again"
+            "same command, with fewer workers if it happens again"
         ) from error
 
 

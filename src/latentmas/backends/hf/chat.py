@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
-
-THINK_TAG: Final = "<think>"
+from latentmas.samples import THINK_TAG
 
 
 @dataclass(frozen=True, slots=True)
