@@ -53,11 +53,13 @@ class EmbeddingSpace:
 
     Attributes:
         embed: Token ids ``[n]`` to what the embedding module puts out, ``[n, E]`` (Gemma scales in there).
-        head: LM head weight, ``[V, E]``.
+        head: LM head weight, ``[V, E]``, or the rows of it that this process holds.
         logits: ``[B, E]`` hidden states to ``[B, V]`` logits.
         vocabulary: V, rows of the input embedding.
         tied: Input embedding and LM head are one matrix.
         compute: dtype of the arithmetic: float64 for float64 models, else float32.
+        first_row: Of the vocabulary, where `head` begins.
+        total: Sums a tensor over all processes that hold a part of the head.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -66,6 +68,8 @@ class EmbeddingSpace:
     vocabulary: int
     tied: bool
     compute: torch.dtype
+    first_row: int = 0
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the input embeddings ``[<= CHUNK, E]`` of the whole vocabulary, in order."""
@@ -168,10 +172,14 @@ def ridge_matrix(space: EmbeddingSpace) -> Tensor:
     width = space.head.shape[1]
     gram = torch.zeros(width, width, dtype=space.exact, device=space.head.device)
     target = torch.zeros_like(gram)
+    first, held = space.first_row, space.head.shape[0]
     for span, rows in space.chunks():
-        out = space.head[span].to(space.exact)
-        gram += out.T @ out
-        target += out.T @ rows.to(space.exact)
+        start, stop = max(span.start, first), min(span.stop, first + held)
+        if start < stop:
+            out = space.head[start - first : stop - first].to(space.exact)
+            gram += out.T @ out
+            target += out.T @ rows[start - span.start : stop - span.start].to(space.exact)
+    gram, target = space.total(gram), space.total(target)
     gram.diagonal().add_(RIDGE_LAMBDA)
     solution: Tensor = torch.linalg.solve(gram, target)
     return solution

@@ -6,8 +6,6 @@ small forward pass that compares the backend's way of running this architecture 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentmas.alignment import EmbeddingSpace
+from latentmas.backends.fingerprint import describe_weight, digest
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.memory import Rope
 
@@ -24,9 +23,6 @@ ATTENTIONS: Final = ("auto", "sdpa", "eager")
 DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
 PLAIN_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """RoPE types whose frequencies do not depend on length, so that keys can be rotated."""
-
-_CHECKSUM_WORDS = 1 << 22
-_ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,32 +273,9 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
 
 
 def fingerprint(causal: Any) -> str:
-    """Return 64 hexadecimal digits over the shape of the model, its dtype and every bit of every weight.
-
-    The sum of all words times odd numbers is computed where the weights are, in integers, so it is fast on a device
-    and the same on all of them. It finds accidents, not forgers.
-    """
-    config = causal.config.get_text_config().to_dict()
-    for volatile in ("dtype", "_name_or_path", "transformers_version", "use_cache", "_attn_implementation"):
-        config.pop(volatile, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(causal.named_parameters(), key=lambda pair: pair[0]):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_checksums(weight)}".encode())
-    return digest.hexdigest()
-
-
-def _checksums(weight: Tensor) -> list[int]:
-    """Return one signed 64-bit sum per chunk of a tensor's bits."""
-    if weight.is_meta:  # offloaded by --device_map; what is not in memory cannot be summed
-        return []
-    flat = weight.detach().contiguous().flatten().view(torch.uint8)
-    words = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
-    sums = []
-    for start in range(0, words.numel(), _CHECKSUM_WORDS):
-        chunk = words[start : start + _CHECKSUM_WORDS]
-        odd = torch.arange(chunk.numel(), device=chunk.device) * 2 + 1
-        sums.append(int((chunk * odd * _ODD).sum()))
-    return sums
+    """Return 64 hexadecimal digits over the shape of the model, its dtype and every bit of every weight."""
+    weights = (describe_weight(name, weight) for name, weight in causal.named_parameters())
+    return digest(causal.config.get_text_config().to_dict(), weights)
 
 
 @contextmanager

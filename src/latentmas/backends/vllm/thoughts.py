@@ -1,0 +1,91 @@
+"""Thoughts inside a worker: kept from the step that ends before one to the step that begins with it.
+
+Shape letters: N token rows of a step, R requests of a step, S slots (one per request that can run), E hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentmas.alignment import Alignment
+
+_NONE: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """What a step runs, one entry per request, in the order of the batch. All arrays are ``[R]``.
+
+    Attributes:
+        slot: Where the request keeps its thought; no two requests that can run share one.
+        row: First of its token rows in the step.
+        last: Its row among those whose logits are computed.
+        begins: Its first token is a thought.
+        ends: The token after its chunk is a thought.
+    """
+
+    slot: NDArray[np.int64]
+    row: NDArray[np.int64]
+    last: NDArray[np.int64]
+    begins: NDArray[np.bool_]
+    ends: NDArray[np.bool_]
+
+
+@final
+class Thoughts:
+    """The thoughts of all requests of one worker.
+
+    `begin` is called before each step, `overlay` inside the forward pass, `tap` with the hidden states whose logits are
+    computed. Nothing waits for the device. `overlay` reads two tensors that stay where they are, so it may be part of a
+    CUDA graph.
+
+    Args:
+        slots: S.
+        rows: Largest N.
+        hidden_size: E.
+    """
+
+    def __init__(
+        self, alignment: Alignment, *, slots: int, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._alignment = alignment
+        self._device = device
+        self._waiting = torch.zeros(slots, hidden_size, dtype=dtype, device=device)
+        self._source = torch.full((rows,), _NONE, dtype=torch.int32, device=device)
+        self._used = 0
+        self._due: tuple[Tensor, Tensor] | None = None
+
+    def begin(self, chunks: Chunks) -> None:
+        """Say what the next step runs."""
+        rows = chunks.row[chunks.begins]
+        longest = int(rows.max()) + 1 if len(rows) else 0
+        if used := max(longest, self._used):
+            source = np.full(used, _NONE, dtype=np.int32)
+            source[rows] = chunks.slot[chunks.begins]
+            self._source[:used].copy_(torch.from_numpy(source), non_blocking=True)
+        self._used = longest
+        self._due = None
+        if chunks.ends.any():
+            last, slot = (torch.from_numpy(part[chunks.ends]) for part in (chunks.last, chunks.slot))
+            self._due = last.to(self._device, non_blocking=True), slot.to(self._device, non_blocking=True)
+
+    def overlay(self, embeddings: Tensor) -> Tensor:
+        """Return ``[N, E]`` input embeddings with thoughts where the step has placeholders."""
+        source = self._source[: embeddings.shape[0]]
+        thoughts = self._waiting.index_select(0, source.clamp_min(0))
+        return torch.where(source[:, None] == _NONE, embeddings, thoughts.to(embeddings.dtype))
+
+    def tap(self, hidden: Tensor) -> None:
+        """Take the ``[>= R, E]`` last hidden states of a step, once: the head is also computed at other times."""
+        if self._due is not None:
+            (last, slot), self._due = self._due, None
+            thoughts = self._alignment(hidden.index_select(0, last))
+            self._waiting.index_copy_(0, slot, thoughts.to(self._waiting.dtype))
+
+
