@@ -10,6 +10,7 @@
     ├── SampleError (RuntimeError)      one sample cannot go on; the others can
     │   ├── ContextLimitError           prompt + thoughts + new tokens exceed the model's context
     │   └── NumericalError              a thought or a logit is NaN or infinite
+    ├── EngineError (RuntimeError)      an engine did not start, or died and cannot be brought back
     └── StoreError (RuntimeError)       something cannot be written
         └── RunFolderError              the run folder cannot be used for this run
 
@@ -72,6 +73,12 @@ class ContextLimitError(SampleError):
 
 class NumericalError(SampleError):
     """A thought or a logit is NaN or infinite."""
+
+
+class EngineError(LatentMASError, RuntimeError):
+    """An engine does not start, or dies again and again. What was finished before is stored."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class StoreError(LatentMASError, RuntimeError):

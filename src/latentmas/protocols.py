@@ -16,10 +16,12 @@ from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
 
 
 class Capability(StrEnum):
-    """What a backend can do beyond Read, Think, Write and structural hand-overs."""
+    """What a backend can do beyond Read and Write."""
 
     MEMORY = "memory"
-    """Hand-overs, and thoughts in memory."""
+    """Hand-overs that keep everything, and thoughts in memory."""
+    PARTIAL_HANDOVER = "partial_handover"
+    """Hand-overs of thoughts only, or of the last agent only."""
     NOISE = "noise"
     JOIN = "join"
     HANDOVER_FILTER = "handover_filter"
@@ -74,7 +76,8 @@ class StepAccount:
         text: The text of a Write; empty otherwise.
         written: The token ids of a Write, without end of text; empty otherwise.
         forward_passes: Times the decoder ran for the sample in this step.
-        seconds: The sample's share of the batch's time; two accounts are equal without it.
+        reused_slots: Of the new slots, those that came out of a prefix cache and were not computed.
+        seconds: The sample's share of the batch's time. Two accounts are equal without it, and without what was reused.
     """
 
     verb: str
@@ -86,6 +89,7 @@ class StepAccount:
     slots: int = 0
     memory_bytes: int = 0
     forward_passes: int = 0
+    reused_slots: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -159,6 +163,10 @@ class Backend(Protocol):
 
     def environment(self) -> Mapping[str, str | int | float | bool | None]:
         """Return what a manifest must know: model fingerprint, device, dtype, attention, library versions."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and devices. Jobs in flight are lost; a second call does nothing."""
         ...
 
 

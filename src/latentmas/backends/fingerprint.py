@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 _CHECKSUM_WORDS: Final = 1 << 22
 _ODD: Final = 0x9E3779B97F4A7C15 - (1 << 64)
+_END_BYTES: Final = 1 << 20
 _VOLATILE: Final = ("dtype", "_name_or_path", "transformers_version", "use_cache", "_attn_implementation")
 
 
@@ -29,6 +31,19 @@ def digest(config: Mapping[str, object], weights: Iterable[str]) -> str:
     for weight in sorted(weights):
         found.update(weight.encode())
     return found.hexdigest()
+
+
+def describe_file(path: Path) -> str:
+    """Return a line with the name and size of a file of weights, and a digest of its first and last mebibyte.
+
+    For engines that do not let their weights be looked at: it finds another or an unfinished download, not every bit.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END_BYTES)
+        file.seek(max(size - _END_BYTES, 0))
+        ends += file.read(_END_BYTES)
+    return f"{path.name} {size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def describe_weight(name: str, weight: Tensor) -> str:

@@ -114,7 +114,7 @@ class ScriptedBackend:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset({Capability.MEMORY, Capability.NOISE, Capability.TEMPERATURE})
+        return frozenset({Capability.MEMORY, Capability.PARTIAL_HANDOVER, Capability.NOISE, Capability.TEMPERATURE})
 
     @property
     def capacity(self) -> int:
@@ -132,6 +132,9 @@ class ScriptedBackend:
             "context": self._context,
             "device": "cpu",
         }
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
 
     def submit(self, job: Job) -> None:
         """Take a job.

@@ -75,7 +75,7 @@ def command(
 
 
 def _summaries(folder: Path, max_samples: int, console: Console) -> Iterator[Summary]:
-    from latentmas.experiment import compose
+    from latentmas.experiment import compose, models
 
     for number, cell in enumerate(CELLS, start=1):
         config = RunConfig.from_options(
@@ -84,7 +84,7 @@ def _summaries(folder: Path, max_samples: int, console: Console) -> Iterator[Sum
                 "task": cell.task,
                 "handover": cell.handover,
                 "control": cell.control,
-                "model_name": compose.EMBEDDED,
+                "model_name": models.EMBEDDED,
                 "max_samples": max_samples,
                 "latent_steps": 5,
                 "temperature": 0.0,

@@ -157,6 +157,8 @@ def work(plan: Plan, console: Console) -> Summary:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
             say(console, f"{folder.path}: {summary.n} of {total} records are stored")
             raise
+        finally:
+            experiment.backend.close()
         summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
     if summary.first_error is not None:
         say(

@@ -7,36 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-from latentmas import agents, prompts, rows, tasks, tiny
+from latentmas import agents, prompts, rows, tasks
 from latentmas.agents import AgentGraph
-from latentmas.backends.scripted import ByteCodec, ScriptedBackend
+from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
+from latentmas.experiment import engines, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.grading import Grading, default_workers
+from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
 from latentmas.methods.compile import HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Program, Read, Sampling
 from latentmas.prompts import PromptSet
-from latentmas.protocols import Backend, Codec, Method, Task
+from latentmas.protocols import Backend, Capability, Codec, Method, Task
 from latentmas.row_files import read_rows
 from latentmas.samples import AnswerKind, Sample
 
-if TYPE_CHECKING:
-    from latentmas.backends.hf.load import LoadOptions
-
-EMBEDDED: Final = "tiny"
-"""Model name of the model that ships with the package."""
-SCRIPTED: Final = "scripted"
-"""Model name of the backend without a model, for trying things out."""
 METHODS: Final = ("baseline", "text_mas", "latent_mas")
 SMALL_MODEL: Final = 512
 """Hidden size below which a CPU model runs on one thread: starting a second one costs more than it saves."""
@@ -114,7 +108,7 @@ class Plan:
             ConfigError: They cannot be loaded.
             CapabilityError: The model cannot be run exactly, or the backend lacks what the method needs.
         """
-        backend = open_backend(self.config, self.codec)
+        backend = open_backend(self.config, self.codec, thinks=Capability.MEMORY in self.method.needs)
         if missing := self.method.needs - backend.capabilities:
             raise CapabilityError(
                 f"{self.method.name} needs {', '.join(sorted(missing))}, which this backend cannot do"
@@ -158,6 +152,8 @@ def check(config: RunConfig) -> Plan:
     for index, sample in enumerate(samples):
         _check_target(sample, index, task, grading)
     method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
+    if config.use_vllm:
+        engines.check_vllm(config, method, codec)
     return Plan(
         config=config,
         task=task,
@@ -296,73 +292,17 @@ def task_names() -> list[str]:
     return sorted({*_task_modules(), *_outside_tasks()})
 
 
-def model_defaults(model_name: str) -> Mapping[str, object]:
-    """Return what a local model folder recommends in its ``latentmas.json``; nothing where it has none."""
-    path = Path(_location(model_name)) / "latentmas.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}; expected an object of options and values")
-    return content
+def open_backend(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
+    """Load the weights and return a backend that is known to run this model exactly.
 
-
-def open_codec(config: RunConfig) -> Codec:
-    """Return the tokenizer side of a model, and check its configuration; loads no weights."""
-    if config.model_name == SCRIPTED:
-        return ByteCodec()
-    from latentmas.backends.hf.chat import ChatCodec
-    from latentmas.backends.hf.load import load_config, load_tokenizer
-
-    options = _load_options(config)
-    options.resolved_device()
-    load_config(options)
-    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
-
-
-def open_backend(config: RunConfig, codec: Codec) -> Backend:
-    """Load the weights and return a backend that is known to run this model exactly."""
+    Args:
+        thinks: The method has thoughts; without them a vLLM engine is a stock one.
+    """
     if config.model_name == SCRIPTED:
         return ScriptedBackend(capacity=config.generate_bs)
-    from latentmas.alignment import AlignmentKind, build_alignment
-    from latentmas.backends.hf.backend import HFBackend
-    from latentmas.backends.hf.chat import ChatCodec
-    from latentmas.backends.hf.load import load_model
-    from latentmas.backends.hf.verify import verified
-
-    assert isinstance(codec, ChatCodec)
-    model = load_model(_load_options(config), codec.tokenizer)
-    model = verified(model)
-    dtype = str(model.dtype).removeprefix("torch.")
-    alignment = build_alignment(
-        AlignmentKind(config.alignment_name),
-        model.space(),
-        soft_temperature=config.soft_temperature,
-        cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
-    )
-    return HFBackend(model, codec, alignment, batch_size=config.generate_bs, model_id=config.model_name)
-
-
-def _load_options(config: RunConfig) -> LoadOptions:
-    from latentmas.backends.hf.load import LoadOptions
-
-    return LoadOptions(
-        model_name=_location(config.model_name),
-        dtype=config.dtype,
-        device=config.device,
-        device_map=config.device_map,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
-        revision=config.revision,
-    )
-
-
-def _location(model_name: str) -> str:
-    """Return where transformers finds a model: the name itself, but for the embedded one."""
-    return str(tiny.model_folder()) if model_name == EMBEDDED else model_name
+    if config.use_vllm:
+        return engines.open_vllm(config, codec, thinks=thinks)
+    return models.open_transformers(config, codec)
 
 
 def _check_method(name: str) -> None:

@@ -55,6 +55,16 @@ def task_name(value: object) -> object:
     return value if isinstance(value, str) and value.endswith(CUSTOM_SUFFIXES) else _underscored(value)
 
 
+def _json_object(value: str) -> str:
+    try:
+        content = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"it should be a JSON object: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError("it should be a JSON object, in braces")
+    return value
+
+
 def _all_or_some(value: int) -> int:
     if value == -1 or value >= 1:
         return value
@@ -73,6 +83,7 @@ _LATENT = "Latent collaboration"
 _TEXT = "Text and sampling"
 _GRADING = "Grading"
 _MODEL = "Model"
+_ENGINE = "vLLM"
 _RUN = "Run and results"
 _LATER = "Not yet in this version"
 
@@ -84,6 +95,8 @@ MODEL: Final = Flag(panel=_MODEL)
 PLACE: Final = Flag(panel=_MODEL, execution=True)
 GRADING: Final = Flag(panel=_GRADING)
 CHECKING: Final = Flag(panel=_GRADING, execution=True)
+ENGINE: Final = Flag(panel=_ENGINE)
+ENGINE_PLACE: Final = Flag(panel=_ENGINE, execution=True)
 RESULTS: Final = Flag(panel=_RUN)
 EXECUTION: Final = Flag(panel=_RUN, execution=True)
 
@@ -92,7 +105,6 @@ def _later(sentence: str) -> Flag:
     return Flag(panel=_LATER, later=sentence)
 
 
-_VLLM = "will run every program as one request of the vLLM engine"
 _KNN = "will hand over only the part of the memory that is nearest to what the next agent reads"
 _HEATMAPS = "will draw how near the next prompt is to each slot of the memory"
 
@@ -292,21 +304,40 @@ class RunConfig(BaseModel):
         description="Store questions and prompts also where the makers of a data set ask not to show them (gpqa).",
     )
 
-    use_vllm: Annotated[bool, _later(_VLLM)] = Field(default=False, description="Run on vLLM.")
-    enable_prefix_caching: Annotated[bool, _later("will let vLLM reuse the memory of equal prompt beginnings")] = Field(
-        default=False, description="vLLM: reuse equal prompt beginnings."
+    use_vllm: Annotated[bool, ENGINE] = Field(
+        default=False,
+        description="Run on vLLM: every question is one request, thoughts included, on one copy of the weights "
+        "(Qwen3, Qwen2, Llama, Mistral, Gemma; baseline and text_mas: any model of vLLM). Needs the extra named vllm.",
     )
-    use_second_HF_model: Annotated[bool, _later("will think on transformers while vLLM writes")] = Field(  # noqa: N815 - published
-        default=False, description="vLLM: a second copy of the model on transformers makes the thoughts."
-    )
-    device2: Annotated[str, _later("will place the second model of --use_second_HF_model")] = Field(
-        default="cuda:1", description="Device of that second copy."
-    )
-    tensor_parallel_size: Annotated[int, _later("will spread a vLLM model over several devices")] = Field(
+    tensor_parallel_size: Annotated[int, ENGINE] = Field(
         default=1, ge=1, description="vLLM: devices that share the model."
     )
-    gpu_memory_utilization: Annotated[float, _later("will set the share of device memory vLLM takes")] = Field(
-        default=0.9, gt=0, le=1, description="vLLM: share of device memory, in (0, 1]."
+    max_model_len: Annotated[int | None, ENGINE] = Field(
+        default=None,
+        ge=2,
+        description="vLLM: positions of one question, prompts, thoughts and text together. Default: what the model was "
+        "made for, which may need more memory than there is.",
+    )
+    enable_prefix_caching: Annotated[bool, ENGINE_PLACE] = Field(
+        default=False, description="vLLM: reuse the memory of equal beginnings, thoughts included."
+    )
+    gpu_memory_utilization: Annotated[float, ENGINE_PLACE] = Field(
+        default=0.9, gt=0, le=1, description="vLLM: share of device memory it takes, in (0, 1]."
+    )
+    vllm_options: Annotated[str, AfterValidator(_json_object), ENGINE_PLACE] = Field(
+        default="{}",
+        description="vLLM: further engine arguments as a JSON object, under the names vLLM gives them, such as "
+        '{"kv_cache_memory_bytes": 1000000000}.',
+    )
+    use_second_HF_model: Annotated[bool, ENGINE] = Field(  # noqa: N815 - published
+        default=False,
+        description="vLLM, for comparison: a second copy of the model on transformers thinks; vLLM reads everything "
+        "again, as input embeddings, and writes.",
+    )
+    device2: Annotated[str, ENGINE_PLACE] = Field(
+        default="auto",
+        min_length=1,
+        description="Device of that second copy; auto is the second CUDA device (published: cuda:1), else the CPU.",
     )
     knn_filter: Annotated[bool, _later(_KNN)] = Field(
         default=False, description="Hand over only the slots nearest to the next prompt."
@@ -442,9 +473,31 @@ class RunConfig(BaseModel):
             yield f"--device_map {self.device_map} places the model itself; drop --device {self.device}"
         if self.think and self.enable_thinking is False:
             yield "--think starts replies with a thought and --no_enable_thinking forbids it; drop one"
+        yield from self._contradictions_of_vllm()
+
+    def _contradictions_of_vllm(self) -> Iterator[str]:
+        if not self.use_vllm:
+            for name, flag in flags():
+                if flag.panel == _ENGINE and getattr(self, name) != type(self).model_fields[name].default:
+                    yield f"--{name} is an option of vLLM; add --use_vllm, or leave it out"
+            return
+        if self.device != "auto":
+            yield (
+                f"--device {self.device} is for transformers; vLLM takes the devices it sees: "
+                f"set CUDA_VISIBLE_DEVICES and drop --device"
+            )
+        if self.device_map is not None:
+            yield "--device_map is for transformers; vLLM spreads a model with --tensor_parallel_size"
+        if self.attn_implementation != "auto" and not self.use_second_HF_model:
+            yield "--attn_implementation is for transformers; drop it with --use_vllm"
+        if self.device2 != "auto" and not self.use_second_HF_model:
+            yield "--device2 is the device of the second model; add --use_second_HF_model, or leave it out"
+        if 0 < self.temperature < COOLEST_VLLM:
+            yield f"--temperature is {self.temperature}, which vLLM raises to {COOLEST_VLLM}; give 0 or at least that"
 
 
 SMALLEST_TEMPERATURE: Final = 1e-6
+COOLEST_VLLM: Final = 0.01
 RECOMMENDABLE: Final = frozenset(
     {"prompt", "latent_steps", "alignment", "soft_temperature", "max_new_tokens", "enable_thinking", "think"}
 )
@@ -467,6 +520,15 @@ _PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
 def default_cache_folder() -> Path:
     """Return where things computed once are kept unless ``--cache_dir`` says otherwise."""
     return Path(os.environ.get("LATENTMAS_CACHE") or "~/.cache/latentmas").expanduser()
+
+
+def calm_vllm() -> None:
+    """Keep vLLM's messages out of what a command prints; whoever has set these variables has the last word.
+
+    vLLM reads them when it is imported, and writes to stdout otherwise, where results go.
+    """
+    for name, value in (("VLLM_LOGGING_STREAM", "ext://sys.stderr"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+        os.environ.setdefault(name, value)
 
 
 def flags() -> Iterator[tuple[str, Flag]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from latentmas import prompts
 from latentmas.agents import AgentGraph, chain
 from latentmas.errors import SampleError
-from latentmas.experiment import compose, runner
+from latentmas.experiment import compose, engines, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.protocols import Capability
 from latentmas.samples import AnswerKind, Record, Sample
 
 
@@ -24,10 +26,12 @@ class Team:
         model_name: Hub id, local folder, or ``tiny`` for the embedded model.
         method: ``latent_mas``, ``text_mas`` or ``baseline``.
         graph: Who hears whom; None is planner, critic, refiner, judger in a chain.
-        prompt, latent_steps: As on the command line; None takes what the model folder recommends, else the published
+        prompt, latent_steps, generate_bs: As on the command line; None takes what the model folder recommends, else the
             default.
         temperature: 0 is greedy.
         answer_kind: How the last agent is told to end.
+        use_vllm: Run on an engine of vLLM instead of transformers; `close` ends it.
+        vllm_options: Further engine arguments, under the names vLLM gives them.
 
     Raises:
         LatentMASError: Something about these cannot work; says what.
@@ -46,10 +50,18 @@ class Team:
         seed: int = 42,
         device: str = "auto",
         dtype: str = "auto",
-        generate_bs: int = 20,
+        generate_bs: int | None = None,
         answer_kind: AnswerKind = AnswerKind.NUMBER,
+        use_vllm: bool = False,
+        vllm_options: Mapping[str, object] | None = None,
     ) -> None:
-        optional = {"prompt": prompt, "latent_steps": latent_steps}
+        optional = {
+            "prompt": prompt,
+            "latent_steps": latent_steps,
+            "generate_bs": generate_bs,
+            "use_vllm": use_vllm or None,
+            "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
+        }
         given = {
             "model_name": model_name,
             "method": method,
@@ -58,17 +70,22 @@ class Team:
             "seed": seed,
             "device": device,
             "dtype": dtype,
-            "generate_bs": generate_bs,
             **{name: value for name, value in optional.items() if value is not None},
         }
         config = RunConfig.from_options(given)
-        self.config = config.with_defaults({}, compose.model_defaults(model_name))
+        self.config = config.with_defaults({}, models.model_defaults(model_name))
         self.graph = graph or chain()
-        codec = compose.open_codec(self.config)
+        codec = models.open_codec(self.config)
         self.method = compose.build_method(
             self.config, self.graph, prompts.load_prompts(self.config.prompt), codec, kind=answer_kind
         )
-        self.backend = compose.open_backend(self.config, codec)
+        if self.config.use_vllm:
+            engines.check_vllm(self.config, self.method, codec)
+        self.backend = compose.open_backend(self.config, codec, thinks=Capability.MEMORY in self.method.needs)
+
+    def close(self) -> None:
+        """End the engine, where there is one. The team answers no questions after that."""
+        self.backend.close()
 
     def ask(self, question: str) -> Record:
         """Return everything about one question: ``text`` is the answer, ``agents`` what each did.

@@ -9,7 +9,7 @@ from typing import final
 from latentmas.errors import ConfigError
 from latentmas.methods.compile import Recipe, check_latent, check_noise, latent_program
 from latentmas.methods.controls import Control, control, donors
-from latentmas.program import Count, Program
+from latentmas.program import KEEP_ALL, Count, Program
 from latentmas.protocols import Capability, Completion
 from latentmas.samples import Answer, FinishReason, Sample
 
@@ -31,6 +31,8 @@ class LatentMAS:
     @property
     def needs(self) -> frozenset[Capability]:
         needs = {Capability.MEMORY}
+        if self.recipe.keep != KEEP_ALL and self.control is not Control.NO_TRANSFER:
+            needs.add(Capability.PARTIAL_HANDOVER)
         if self.control is Control.NOISE:
             needs.add(Capability.NOISE)
         return frozenset(needs)

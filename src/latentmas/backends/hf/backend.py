@@ -23,7 +23,9 @@ from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Ou
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES: Final = frozenset({Capability.MEMORY, Capability.NOISE, Capability.TEMPERATURE})
+CAPABILITIES: Final = frozenset(
+    {Capability.MEMORY, Capability.PARTIAL_HANDOVER, Capability.NOISE, Capability.TEMPERATURE}
+)
 
 
 @final
@@ -140,6 +142,9 @@ class HFBackend:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
         }
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
 
     def _unfit(self, program: Program) -> SampleError | None:
         """Return why this one program cannot run; None where it can."""

@@ -208,6 +208,17 @@ def load_tokenizer(options: LoadOptions) -> Any:
     return tokenizer
 
 
+def load_stop_tokens(options: LoadOptions, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every end-of-text id, as `LoadedModel.stop_tokens` has them; reads no weights."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(options.model_name, revision=options.revision or "main")
+    except OSError:  # models may come without one; transformers then takes what the configuration says
+        generation = GenerationConfig.from_model_config(config)
+    return _stop_tokens(generation, config.get_text_config(), tokenizer)
+
+
 def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
     """Load the weights and check that the backend runs this architecture exactly as the model itself does.
 
@@ -259,13 +270,7 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
         causal=causal,
         windows=windows,
         context=getattr(text, "max_position_embeddings", None),
-        stop_tokens=frozenset(
-            _ids(
-                causal.generation_config.eos_token_id,
-                text.eos_token_id,
-                tokenizer.eos_token_id if tokenizer is not None else None,
-            )
-        ),
+        stop_tokens=_stop_tokens(causal.generation_config, text, tokenizer),
         rope=_rope(causal),
         fingerprint=fingerprint(causal),
         attention=attention,
@@ -300,6 +305,11 @@ def _rope(causal: Any) -> Rope | None:
     if kinds not in PLAIN_ROPES or not isinstance(frequencies, Tensor):
         return None
     return Rope(frequencies.detach().float().clone())
+
+
+def _stop_tokens(generation: Any, text: Any, tokenizer: Any) -> frozenset[int]:
+    of_tokenizer = tokenizer.eos_token_id if tokenizer is not None else None
+    return frozenset(_ids(generation.eos_token_id, text.eos_token_id, of_tokenizer))
 
 
 def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:

@@ -41,9 +41,15 @@ class Session:
         backend: Whose model thinks; the session leaves its jobs alone.
         seed: Fixes sampling and noise.
         memory: To go on from, one row; None starts empty. Without a Read there is nothing to think from yet.
+
+    Raises:
+        CapabilityError: The backend is another one.
+        MemoryMismatchError: The memory is not of this model.
     """
 
     def __init__(self, backend: HFBackend, *, seed: int = 0, memory: LatentMemory | None = None) -> None:
+        if not isinstance(backend, HFBackend):
+            raise CapabilityError("a session runs on the transformers backend; open the team without use_vllm")
         self._model: LoadedModel = backend.model
         self._alignment: Alignment = backend.alignment
         self._codec: Codec = backend.codec

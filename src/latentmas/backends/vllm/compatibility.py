@@ -45,7 +45,9 @@ HOOKS: Final = (
     Hook(path=f"{_SCHEDULER}._get_local_prefix_cache_hit", parameters=("request",)),
     Hook(path=f"{_SCHEDULER}._update_request_with_output", parameters=("request", "new_token_ids")),
     # Both queues, running and waiting, must ask how long a chunk may be.
-    Hook(path=f"{_SCHEDULER}.schedule", words=("self._reserve_prefill_lookahead(", "self._get_local_prefix_cache_hit(")),
+    Hook(
+        path=f"{_SCHEDULER}.schedule", words=("self._reserve_prefill_lookahead(", "self._get_local_prefix_cache_hit(")
+    ),
     Hook(path="vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Hook(
         path="vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.find_longest_cache_hit",
@@ -54,7 +56,9 @@ HOOKS: Final = (
     Hook(path="vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks"),
     Hook(path="vllm.v1.request:Request.update_block_hashes", words=("self._block_hasher(self)",)),
     Hook(path="vllm.v1.worker.gpu.model_states:resolve_model_state_cls", words=("get_model_state_cls",)),
-    Hook(path="vllm.v1.worker.gpu.model_states.default:DefaultModelState.preprocess_state", parameters=("input_batch",)),
+    Hook(
+        path="vllm.v1.worker.gpu.model_states.default:DefaultModelState.preprocess_state", parameters=("input_batch",)
+    ),
     Hook(
         path="vllm.v1.worker.gpu.model_states.default:DefaultModelState.add_request",
         parameters=("req_index", "new_req_data"),

@@ -30,7 +30,7 @@ class _Thinks:
     """Stands before a model class of vLLM."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._latent_config = vllm_config
         self._latent_settings = LatentSettings.of(vllm_config)
         self.thoughts: Thoughts | None = None
@@ -86,7 +86,7 @@ class _Thinks:
         return EmbeddingSpace(
             embed=self.embed_input_ids,  # type: ignore[attr-defined]
             head=head.weight.detach()[:rows],
-            logits=base.compute_logits,  # type: ignore[misc]
+            logits=base.compute_logits,  # type: ignore[misc, attr-defined, unused-ignore]
             vocabulary=self._latent_config.model_config.get_vocab_size(),
             tied=bool(self._latent_config.model_config.hf_text_config.tie_word_embeddings),
             compute=torch.float32,

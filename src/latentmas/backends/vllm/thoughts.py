@@ -87,5 +87,3 @@ class Thoughts:
             (last, slot), self._due = self._due, None
             thoughts = self._alignment(hidden.index_select(0, last))
             self._waiting.index_copy_(0, slot, thoughts.to(self._waiting.dtype))
-
-

@@ -1,0 +1,141 @@
+"""The published hybrid, for comparison: a second model on transformers thinks, stock vLLM writes.
+
+The engine gets every position once more, as input embeddings, so it computes the whole prompt a second time. The first
+model's KV cache is thrown away. With `VLLMBackend` alone a position is computed once, on one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from latentmas.alignment import Alignment
+from latentmas.backends.hf.backend import HFBackend
+from latentmas.backends.hf.rollout import Rollout, Row, shape
+from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
+from latentmas.backends.vllm.requests import Request
+from latentmas.errors import SampleError
+from latentmas.program import Program, Read, Step, Think
+
+THOUGHT: Final = -1
+"""Stands for a thought between the two models. It is no token of either, so that no text can hold it."""
+
+
+@final
+class HybridEngine:
+    """Looks like an engine that thinks, to `VLLMBackend`.
+
+    Args:
+        thinker: Whose model and alignment make the thoughts.
+        writer: A stock engine that reads input embeddings.
+    """
+
+    def __init__(self, thinker: HFBackend, writer: Engine) -> None:
+        self._thinker = thinker
+        self._writer = writer
+        self._waiting: dict[str, Request] = {}
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._writer.facts
+
+    def add(self, name: str, request: Request, embeddings: Any = None) -> None:
+        assert embeddings is None
+        self._waiting[name] = request
+
+    def step(self) -> list[Finished]:
+        """Think for one batch of requests, then let the writer work."""
+        failed = self._think()
+        return failed or self._writer.step()
+
+    def abort(self, names: Iterable[str]) -> None:
+        gone = set(names)
+        self._waiting = {name: request for name, request in self._waiting.items() if name not in gone}
+        self._writer.abort(gone)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _think(self) -> list[Finished]:
+        """Send a batch of requests to the writer; return those that cannot go on."""
+        if not self._waiting:
+            return []
+        programs = {name: _program(request.tokens) for name, request in self._waiting.items()}
+        wanted = shape(next(iter(programs.values())))
+        names = [name for name, program in programs.items() if shape(program) == wanted]
+        names = names[: self._thinker.batch_size]
+        results = self._embed([programs[name] for name in names])
+        failed = []
+        for name, result in zip(names, results, strict=True):
+            request = self._waiting.pop(name)
+            try:
+                if isinstance(result, SampleError):
+                    raise result
+                self._writer.add(name, request, result)
+            except SampleError as error:
+                failed.append(Finished(name=name, written=(), finish_reason=None, error=error))
+        return failed
+
+    @torch.inference_mode()
+    def _embed(self, programs: Sequence[Program]) -> list[Tensor | SampleError]:
+        """Return ``[tokens, E]`` input embeddings of each program, on the CPU, or why there are none."""
+        model = self._thinker.model
+        rows = [Row(program=program, seed=0) for program in programs]
+        recorder = _Recorder(self._thinker.alignment)
+        rollout = Rollout(model, recorder, rows)
+        recorder.rollout = rollout
+        rollout.run()
+        embed = model.causal.get_input_embeddings()
+        results: list[Tensor | SampleError] = []
+        for row in rows:
+            if row.error is not None:
+                results.append(row.error)
+                continue
+            thoughts = iter(recorder.made.get(id(row), ()))
+            parts: list[Tensor] = []
+            for step in row.steps:
+                if isinstance(step, Read):
+                    parts.append(embed(torch.tensor(step.tokens, device=model.device)))
+                elif isinstance(step, Think):
+                    parts += [next(thoughts)[None] for _ in range(step.steps)]
+            results.append(torch.cat(parts).cpu())
+        return results
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """An alignment that remembers what it made for which row."""
+
+    inner: Alignment
+    rollout: Rollout | None = None
+    made: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def norm(self) -> float:
+        return self.inner.norm
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        thoughts = self.inner(hidden)
+        assert self.rollout is not None
+        for row, thought in zip(self.rollout.rows, thoughts, strict=True):
+            self.made.setdefault(id(row), []).append(thought)
+        return thoughts
+
+
+def _program(tokens: Sequence[int]) -> Program:
+    """Return the reads and thoughts that a request stands for."""
+    steps: list[Step] = []
+    start = 0
+    while start < len(tokens):
+        stop, thought = start, tokens[start] == THOUGHT
+        while stop < len(tokens) and (tokens[stop] == THOUGHT) == thought:
+            stop += 1
+        steps.append(
+            Think(agent="", steps=stop - start) if thought else Read(agent="", tokens=tuple(tokens[start:stop]))
+        )
+        start = stop
+    return Program(tuple(steps))

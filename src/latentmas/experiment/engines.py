@@ -1,0 +1,150 @@
+"""From the options of a run to an engine of vLLM. Imports it only when one is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentmas.errors import CapabilityError, ConfigError
+from latentmas.experiment.config import RunConfig, calm_vllm
+from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
+from latentmas.protocols import Backend, Capability, Codec, Method
+
+if TYPE_CHECKING:
+    from latentmas.backends.vllm.engine import EngineOptions
+
+
+def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
+    """Refuse what vLLM cannot run, before it is imported.
+
+    Raises:
+        CapabilityError: It is not installed, or cannot do this; says which backend can.
+    """
+    from latentmas.backends.vllm import backend, compatibility
+
+    if config.model_name == SCRIPTED:
+        raise ConfigError(f"{SCRIPTED!r} is a backend without a model; drop --use_vllm")
+    thinks = Capability.MEMORY in method.needs
+    can = backend.LATENT_CAPABILITIES if thinks else backend.STOCK_CAPABILITIES
+    if missing := method.needs - can:
+        names = {Capability.NOISE: "--control noise", Capability.PARTIAL_HANDOVER: f"--handover {config.handover}"}
+        what = ", ".join(sorted(names.get(each, each.value) for each in missing))
+        raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
+    compatibility.check_installed()
+    vllm_options(config, codec, thinks=thinks)
+
+
+def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool) -> EngineOptions:
+    """Return how the engine of a run is started; reads no weights.
+
+    Args:
+        thinks: The method has thoughts; without them the engine is stock vLLM.
+
+    Raises:
+        CapabilityError: No engine can run this model or this dtype.
+    """
+    from latentmas.backends.hf.chat import ChatCodec
+    from latentmas.backends.hf.load import load_config, load_stop_tokens
+    from latentmas.backends.vllm.engine import EngineOptions
+    from latentmas.backends.vllm.placeholder import choose_placeholder
+    from latentmas.backends.vllm.settings import LatentSettings, latent_name
+
+    assert isinstance(codec, ChatCodec)
+    options = load_options(config)
+    model = load_config(options)
+    [architecture, *_] = model.architectures or ["a model without architectures in its configuration"]
+    stop_tokens = load_stop_tokens(options, model, codec.tokenizer)
+    settings = None
+    if thinks and not config.use_second_HF_model:
+        latent_name(architecture)
+        settings = LatentSettings(
+            placeholder=choose_placeholder(
+                codec.tokenizer, vocabulary=model.get_text_config().vocab_size, stop_tokens=stop_tokens
+            ),
+            alignment=config.alignment_name,
+            soft_temperature=config.soft_temperature,
+        )
+    on_cpu = options.resolved_device().type == "cpu"
+    return EngineOptions(
+        model=options.model_name,
+        architecture=architecture,
+        latent=settings,
+        stop_tokens=stop_tokens,
+        prompt_embeds=thinks and config.use_second_HF_model,
+        dtype="float32" if config.dtype == "auto" and on_cpu else config.dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        tensor_parallel_size=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_model_len=config.max_model_len,
+        # The published default is a batch size of transformers; vLLM has a better one of its own.
+        max_num_seqs=config.generate_bs if "generate_bs" in config.model_fields_set else None,
+        more=json.loads(config.vllm_options),
+    )
+
+
+def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
+    """Start an engine and return the backend on it.
+
+    Raises:
+        EngineError: It does not start.
+        CapabilityError: This vLLM lacks something, or this model cannot be run.
+    """
+    from latentmas.backends.vllm.backend import VLLMBackend
+    from latentmas.backends.vllm.engine import Engine, EngineFacts, VLLMEngine
+
+    calm_vllm()
+    options = vllm_options(config, codec, thinks=thinks)
+    shared = {
+        "alignment": config.alignment_name,
+        "stop_tokens": " ".join(map(str, sorted(options.stop_tokens))),
+    }
+    if options.prompt_embeds:
+        from latentmas.backends.vllm.hybrid import THOUGHT, HybridEngine
+
+        placed = config.model_copy(update={"device": _second_device(config.device2), "device_map": None})
+        thinker = open_transformers(placed, codec)
+        hybrid = {**shared, "model_fingerprint": thinker.model.fingerprint, "thoughts": "transformers"}
+        return VLLMBackend(
+            lambda: HybridEngine(thinker, VLLMEngine(options)),
+            codec,
+            placeholder=THOUGHT,
+            model_id=config.model_name,
+            environment=lambda facts: hybrid,
+        )
+
+    def environment(facts: EngineFacts) -> dict[str, str | None]:
+        return {**shared, "model_fingerprint": _fingerprint(config, facts.checkpoint)}
+
+    def start() -> Engine:
+        return VLLMEngine(options)
+
+    placeholder = options.latent.placeholder if options.latent else None
+    return VLLMBackend(start, codec, placeholder=placeholder, model_id=config.model_name, environment=environment)
+
+
+def _fingerprint(config: RunConfig, checkpoint: Sequence[str]) -> str:
+    """Return a digest of a model: of every bit where the engine told, else of its files or its commit."""
+    from latentmas.backends import fingerprint
+    from latentmas.backends.hf.load import load_config
+
+    options = load_options(config)
+    model = load_config(options)
+    weights = list(checkpoint)
+    if not weights:
+        folder = Path(options.model_name)
+        files = sorted(path for suffix in ("*.safetensors", "*.bin") for path in folder.glob(suffix))
+        weights = [fingerprint.describe_file(path) for path in files]
+        weights = weights or [f"{options.model_name} {getattr(model, '_commit_hash', None)}"]
+    return fingerprint.digest(model.get_text_config().to_dict(), weights)
+
+
+def _second_device(device2: str) -> str:
+    if device2 != "auto":
+        return device2
+    import torch
+
+    return "cuda:1" if torch.cuda.device_count() > 1 else "cpu"

@@ -1,0 +1,90 @@
+"""From the options of a run to its tokenizer and its model on transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latentmas import tiny
+from latentmas.backends.scripted import ByteCodec
+from latentmas.errors import ConfigError
+from latentmas.experiment.config import RunConfig
+from latentmas.protocols import Codec
+
+if TYPE_CHECKING:
+    from latentmas.backends.hf.backend import HFBackend
+    from latentmas.backends.hf.load import LoadOptions
+
+EMBEDDED: Final = "tiny"
+"""Model name of the model that ships with the package."""
+SCRIPTED: Final = "scripted"
+"""Model name of the backend without a model, for trying things out."""
+
+
+def model_defaults(model_name: str) -> Mapping[str, object]:
+    """Return what a local model folder recommends in its ``latentmas.json``; nothing where it has none."""
+    path = Path(_location(model_name)) / "latentmas.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; expected an object of options and values")
+    return content
+
+
+def open_codec(config: RunConfig) -> Codec:
+    """Return the tokenizer side of a model, and check its configuration; loads no weights."""
+    if config.model_name == SCRIPTED:
+        return ByteCodec()
+    from latentmas.backends.hf.chat import ChatCodec
+    from latentmas.backends.hf.load import load_config, load_tokenizer
+
+    options = load_options(config)
+    options.resolved_device()
+    load_config(options)
+    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
+
+
+def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
+    """Load the weights and return a backend that is known to run this model exactly."""
+    from latentmas.alignment import AlignmentKind, build_alignment
+    from latentmas.backends.hf.backend import HFBackend
+    from latentmas.backends.hf.chat import ChatCodec
+    from latentmas.backends.hf.load import load_model
+    from latentmas.backends.hf.verify import verified
+
+    assert isinstance(codec, ChatCodec)
+    model = load_model(load_options(config), codec.tokenizer)
+    model = verified(model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    alignment = build_alignment(
+        AlignmentKind(config.alignment_name),
+        model.space(),
+        soft_temperature=config.soft_temperature,
+        cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
+    )
+    return HFBackend(model, codec, alignment, batch_size=config.generate_bs, model_id=config.model_name)
+
+
+def load_options(config: RunConfig) -> LoadOptions:
+    from latentmas.backends.hf.load import LoadOptions
+
+    return LoadOptions(
+        model_name=_location(config.model_name),
+        dtype=config.dtype,
+        device=config.device,
+        device_map=config.device_map,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+    )
+
+
+def _location(model_name: str) -> str:
+    """Return where transformers finds a model: the name itself, but for the embedded one."""
+    return str(tiny.model_folder()) if model_name == EMBEDDED else model_name
