@@ -14,7 +14,7 @@ import latentmas
 
 
 def command() -> int:
-    """Show what this machine can do: library versions, devices, and how safely it can run model-written code.
+    """Show what this machine can do: library versions, devices, vLLM, and how safely it can run model-written code.
 
     The sandbox levels are tried, not guessed: a program that attacks its confinement runs in each.
     """
@@ -22,7 +22,7 @@ def command() -> int:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column("", no_wrap=True)
     table.add_column("")
-    for name, text in (*_software(), *_devices(), *_sandbox()):
+    for name, text in (*_software(), *_devices(), *_engines(), *_sandbox()):
         table.add_row(name, text)
     console.print(table, markup=False, highlight=False)
     return 0
@@ -46,6 +46,18 @@ def _devices() -> list[tuple[str, str]]:
     if torch.backends.mps.is_available():
         names.append("mps")
     return [("cores", str(os.cpu_count())), ("accelerators", ", ".join(names) or "none, models run on the CPU")]
+
+
+def _engines() -> list[tuple[str, str]]:
+    from latentmas.backends.vllm import compatibility
+    from latentmas.experiment.config import calm_vllm
+
+    found = compatibility.installed()
+    if found is None:
+        return [("vllm", f"not installed: {compatibility.INSTALL}")]
+    calm_vllm()
+    reason = compatibility.reason_unusable()
+    return [("vllm", f"{found}, --use_vllm works" if reason is None else f"no: {reason}")]
 
 
 def _sandbox() -> list[tuple[str, str]]:

@@ -307,7 +307,7 @@ class RunConfig(BaseModel):
     use_vllm: Annotated[bool, ENGINE] = Field(
         default=False,
         description="Run on vLLM: every question is one request, thoughts included, on one copy of the weights "
-        "(Qwen3, Qwen2, Llama, Mistral, Gemma; baseline and text_mas: any model of vLLM). Needs the extra named vllm.",
+        "(latent_mas: Qwen3, Qwen2, Llama, Mistral and Gemma). Needs the extra named vllm.",
     )
     tensor_parallel_size: Annotated[int, ENGINE] = Field(
         default=1, ge=1, description="vLLM: devices that share the model."
@@ -492,6 +492,8 @@ class RunConfig(BaseModel):
             yield "--attn_implementation is for transformers; drop it with --use_vllm"
         if self.device2 != "auto" and not self.use_second_HF_model:
             yield "--device2 is the device of the second model; add --use_second_HF_model, or leave it out"
+        if self.alignment == "soft" and self.tensor_parallel_size > 1 and not self.use_second_HF_model:
+            yield "--alignment soft needs all logits in one place; it cannot go with --tensor_parallel_size"
         if 0 < self.temperature < COOLEST_VLLM:
             yield f"--temperature is {self.temperature}, which vLLM raises to {COOLEST_VLLM}; give 0 or at least that"
 

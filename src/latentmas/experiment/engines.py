@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentmas.errors import CapabilityError, ConfigError
 from latentmas.experiment.config import RunConfig, calm_vllm
 from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
 from latentmas.protocols import Backend, Capability, Codec, Method
+from latentmas.samples import AnswerKind, Sample
 
 if TYPE_CHECKING:
     from latentmas.backends.vllm.engine import EngineOptions
+    from latentmas.backends.vllm.settings import LatentSettings
 
 
 def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
@@ -36,11 +39,12 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     vllm_options(config, codec, thinks=thinks)
 
 
-def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool) -> EngineOptions:
+def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool, with_text: bool = False) -> EngineOptions:
     """Return how the engine of a run is started; reads no weights.
 
     Args:
         thinks: The method has thoughts; without them the engine is stock vLLM.
+        with_text: Take a placeholder that has a text, where the model has one.
 
     Raises:
         CapabilityError: No engine can run this model or this dtype.
@@ -48,8 +52,6 @@ def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool) -> EngineOpti
     from latentmas.backends.hf.chat import ChatCodec
     from latentmas.backends.hf.load import load_config, load_stop_tokens
     from latentmas.backends.vllm.engine import EngineOptions
-    from latentmas.backends.vllm.placeholder import choose_placeholder
-    from latentmas.backends.vllm.settings import LatentSettings, latent_name
 
     assert isinstance(codec, ChatCodec)
     options = load_options(config)
@@ -58,14 +60,7 @@ def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool) -> EngineOpti
     stop_tokens = load_stop_tokens(options, model, codec.tokenizer)
     settings = None
     if thinks and not config.use_second_HF_model:
-        latent_name(architecture)
-        settings = LatentSettings(
-            placeholder=choose_placeholder(
-                codec.tokenizer, vocabulary=model.get_text_config().vocab_size, stop_tokens=stop_tokens
-            ),
-            alignment=config.alignment_name,
-            soft_temperature=config.soft_temperature,
-        )
+        settings = _settings(config, codec.tokenizer, model, stop_tokens, with_text=with_text)
     on_cpu = options.resolved_device().type == "cpu"
     return EngineOptions(
         model=options.model_name,
@@ -83,6 +78,21 @@ def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool) -> EngineOpti
         # The published default is a batch size of transformers; vLLM has a better one of its own.
         max_num_seqs=config.generate_bs if "generate_bs" in config.model_fields_set else None,
         more=json.loads(config.vllm_options),
+    )
+
+
+def _settings(
+    config: RunConfig, tokenizer: Any, model: Any, stop_tokens: Collection[int], *, with_text: bool
+) -> LatentSettings:
+    from latentmas.backends.vllm.placeholder import choose_placeholder
+    from latentmas.backends.vllm.settings import LatentSettings, latent_name
+
+    latent_name(model.architectures[0] if model.architectures else "a model without architectures")
+    vocabulary = model.get_text_config().vocab_size
+    return LatentSettings(
+        placeholder=choose_placeholder(tokenizer, vocabulary=vocabulary, stop_tokens=stop_tokens, with_text=with_text),
+        alignment=config.alignment_name,
+        soft_temperature=config.soft_temperature,
     )
 
 
@@ -148,3 +158,51 @@ def _second_device(device2: str) -> str:
     import torch
 
     return "cuda:1" if torch.cuda.device_count() > 1 else "cpu"
+
+
+def server_command(config: RunConfig, codec: Codec) -> list[str]:
+    """Return the words of a command that starts vLLM's own server with thoughts.
+
+    Raises:
+        CapabilityError: This model cannot think on vLLM.
+    """
+    options = vllm_options(config, codec, thinks=True, with_text=True)
+    assert options.latent is not None
+    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
+    if options.revision is not None:
+        words += ["--revision", options.revision]
+    for name, value in options.latent.engine_options(options.architecture).items():
+        words += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, object]:
+    """Return the body of a request to ``/v1/completions`` that is a whole team on one question.
+
+    Raises:
+        SampleError: The question holds the placeholder.
+    """
+    from latentmas import agents, prompts
+    from latentmas.backends.vllm.requests import Passage, unfit
+    from latentmas.experiment import compose
+
+    options = vllm_options(config, codec, thinks=True, with_text=True)
+    assert options.latent is not None
+    placeholder = options.latent.placeholder
+    graph = agents.load_team(config.team) if config.team else agents.chain()
+    prompt_set = prompts.load_prompts(config.prompt)
+    method = compose.build_method(config, graph, prompt_set, codec, kind=AnswerKind.NUMBER)
+    program = next(method.solve(Sample(id="question", question=question, target="")))
+    error = unfit(program, context=sys.maxsize, vocabulary=sys.maxsize, placeholder=placeholder)
+    if error is not None:
+        raise error
+    request = Passage(program, config.seed, placeholder).request()
+    return {
+        "model": options.model,
+        "prompt": list(request.tokens),
+        "max_tokens": request.max_tokens,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "seed": request.seed,
+        "stop_token_ids": sorted(options.stop_tokens),
+    }

@@ -23,13 +23,13 @@ def choose_placeholder(
     """Return the id.
 
     An id above the tokenizer and below the embedding comes first, because no text can hold it; then a special token
-    whose name says that it is not used; then the padding token.
+    whose name says that it is not used; then the padding token. Asked for one `with_text`, the first comes last.
 
     Args:
         tokenizer: A transformers tokenizer.
         vocabulary: Rows of the input embedding.
         stop_tokens: Ids that end a text.
-        with_text: Take one that can be written in a prompt, for people who send prompts as text.
+        with_text: Prefer one that can be written in a prompt, for people who send prompts as text.
 
     Raises:
         CapabilityError: The model has no such token.
@@ -48,6 +48,8 @@ def choose_placeholder(
             return number
     if tokenizer.pad_token_id in added:
         return int(tokenizer.pad_token_id)
+    if vocabulary > len(tokenizer):
+        return vocabulary - 1
     raise CapabilityError(
         f"the tokenizer has no token to stand for a thought: none of its {len(tokenizer)} ids is unused or reserved, "
         f"and the embedding has {vocabulary} rows. Leave --use_vllm out: the transformers backend needs none"

@@ -1,0 +1,72 @@
+"""``latentmas vllm``: how to serve latent teams with vLLM's own server, and what to send it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentmas.experiment.config import RunConfig
+
+
+def command(
+    model_name: Annotated[str, typer.Option("--model_name", help="Hub id or local folder; tiny is the embedded one.")],
+    *,
+    question: Annotated[
+        str | None, typer.Option("--question", help="Print the request for this question instead of the command.")
+    ] = None,
+    latent_steps: Annotated[int | None, typer.Option("--latent_steps", min=0, help="Thoughts per agent.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt set: sequential or hierarchical.")] = None,
+    team: Annotated[Path | None, typer.Option("--team", help="YAML file with a team of your own.")] = None,
+    alignment: Annotated[
+        str | None, typer.Option("--alignment", help="norm, ridge or soft; holds for the whole server.")
+    ] = None,
+    soft_temperature: Annotated[
+        float | None, typer.Option("--soft_temperature", help="Temperature of --alignment soft.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Tokens of the answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub model.")] = None,
+) -> int:
+    """Print the command that starts vLLM's own OpenAI server with latent thoughts, or a request for it.
+
+    The server is stock vLLM; latentmas only has to be installed beside it. Any client of /v1/completions can use it.
+
+    [bold]Start a server:[/bold]
+
+      eval "$(latentmas vllm --model_name tiny) --port 8000"
+
+    [bold]Ask it one question with the whole team, in one request:[/bold]
+
+      latentmas vllm --model_name tiny --question "Ida owns 31 pins. She finds 6. How many?" |
+        curl -s localhost:8000/v1/completions -H "Content-Type: application/json" -d @-
+    """
+    from latentmas.experiment import engines, models
+
+    optional: dict[str, Any] = {
+        "latent_steps": latent_steps,
+        "prompt": prompt,
+        "team": team,
+        "alignment": alignment,
+        "soft_temperature": soft_temperature,
+        "revision": revision,
+    }
+    config = RunConfig.from_options(
+        {
+            "method": "latent_mas",
+            "model_name": model_name,
+            "use_vllm": True,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            **{name: value for name, value in optional.items() if value is not None},
+        }
+    ).with_defaults({}, models.model_defaults(model_name))
+    codec = models.open_codec(config)
+    if question is None:
+        print(shlex.join(engines.server_command(config, codec)))
+    else:
+        print(json.dumps(engines.server_request(config, codec, question)))
+    return 0
