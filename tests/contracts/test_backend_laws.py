@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backends.vllm.scripted_engine import engine_backend
 from contracts import laws
 from contracts.laws import GREEDY, WARM, Subject, chain, jobs, prompts
 from latentmas.backends.hf.backend import HFBackend
@@ -23,7 +24,7 @@ from latentmas.backends.hf.sampling import CANDIDATES, choose, normal, stream_ke
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import NumericalError, SampleError
 from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Think, ThoughtSource, Write
-from latentmas.protocols import Completion, JobError
+from latentmas.protocols import Capability, Completion, JobError
 
 CONTEXT = 1024
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -39,12 +40,18 @@ def hf_subject(tiny: Any, **options: Any) -> Subject:
     )
 
 
-@pytest.fixture(params=["scripted", "transformers", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["scripted", "transformers", "engine", pytest.param("cuda", marks=pytest.mark.gpu)])
 def subject(request: pytest.FixtureRequest, tiny: Any) -> Subject:
     if request.param == "scripted":
         return Subject(
             name="scripted",
             open=lambda capacity: ScriptedBackend(capacity=capacity, context=CONTEXT),
+            positions_matter=True,
+        )
+    if request.param == "engine":
+        return Subject(
+            name="vllm on a scripted engine",
+            open=lambda capacity: engine_backend(running=capacity, context=CONTEXT),
             positions_matter=True,
         )
     if request.param == "cuda":
@@ -299,11 +306,18 @@ def test_thinking_in_two_steps_is_bit_identical(tiny: Any, source: ThoughtSource
 # Laws 4 and 5: positions and hand-overs
 
 
+def drops(subject: Subject) -> None:
+    if not subject.can(Capability.PARTIAL_HANDOVER):
+        pytest.skip(f"{subject.name} hands over everything")
+
+
 def test_dropped_slots_are_dropped_for_every_later_step(subject: Subject) -> None:
+    drops(subject)
     laws.check_dropped_slots_are_dropped(subject)
 
 
 def test_dropping_frees_no_position(subject: Subject, tiny: Any) -> None:
+    drops(subject)
     if subject.positions_matter:
         laws.check_dropping_frees_no_position(subject)
     else:

@@ -130,10 +130,10 @@ class VLLMBackend:
         """
         while not self._done and (self._queue or self._running):
             began, in_flight = time.perf_counter(), len(self._queue) + len(self._running)
-            try:
-                self._advance()
-            finally:
-                self._share += (time.perf_counter() - began) / in_flight
+            finished = self._advance()
+            self._share += (time.perf_counter() - began) / in_flight
+            for item in finished:
+                self._take(item)
         done, self._done = self._done, []
         return done
 
@@ -189,20 +189,18 @@ class VLLMBackend:
         if engine is not None:
             engine.close()
 
-    def _advance(self) -> None:
+    def _advance(self) -> list[Finished]:
         """Send what the engine has room for, and let it work until it has something to say."""
         if self._engine is None:
             raise EngineError("the vLLM engine was closed, or did not come back after it died; open the model again")
         try:
             self._send(self._engine)
-            finished = self._engine.step() if self._running else []
+            return self._engine.step() if self._running else []
         except LatentMASError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an engine dies of, what was in it has to run again
             self._bring_back(error)
-            return
-        for item in finished:
-            self._take(item)
+            return []
 
     def _send(self, engine: Engine) -> None:
         while self._queue:

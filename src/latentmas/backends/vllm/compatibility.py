@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any, Final
 
 from latentmas.errors import CapabilityError
@@ -89,14 +88,12 @@ HOOKS: Final = (
 
 def installed() -> str | None:
     """Return the version of vLLM; None where it is not installed. Imports nothing."""
-    if find_spec("vllm") is None:
-        return None
     for name in DISTRIBUTIONS:
         try:
             return version(name)
         except PackageNotFoundError:
             continue
-    return "unknown"
+    return None
 
 
 def check_installed() -> str:

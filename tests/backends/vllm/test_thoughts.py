@@ -1,0 +1,130 @@
+"""The store of thoughts: made after a step, read in the next one, and only by their own request."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from latentmas.alignment import AlignmentKind, EmbeddingSpace, build_alignment, ridge_matrix
+from latentmas.backends.vllm.thoughts import Chunks, Thoughts
+
+WIDTH = 4
+
+
+class Doubling:
+    norm = 1.0
+
+    def __call__(self, hidden):
+        return 2 * hidden
+
+
+@pytest.fixture
+def thoughts():
+    return Thoughts(Doubling(), slots=5, rows=12, hidden_size=WIDTH, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def chunks(*requests):
+    """One request is (slot, rows of its chunk, begins, ends)."""
+    slot, length, begins, ends = (np.array(column) for column in zip(*requests, strict=True))
+    return Chunks(
+        slot=slot.astype(np.int64),
+        row=np.concatenate([[0], np.cumsum(length)[:-1]]).astype(np.int64),
+        last=np.arange(len(slot), dtype=np.int64),
+        begins=begins.astype(bool),
+        ends=ends.astype(bool),
+    )
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, WIDTH).clone()
+
+
+def test_a_thought_replaces_the_embedding_of_its_own_request_alone(thoughts):
+    thoughts.begin(chunks((3, 2, False, True), (1, 3, False, False), (0, 1, False, True)))
+    assert torch.equal(thoughts.overlay(rows(*range(6))), rows(*range(6)))
+    thoughts.tap(rows(10, 11, 12))
+    # The batch is in another order now, and padded for a graph.
+    thoughts.begin(chunks((0, 1, True, True), (3, 4, True, False), (2, 1, False, False)))
+    assert torch.equal(thoughts.overlay(rows(*range(8))), rows(24, 20, 2, 3, 4, 5, 6, 7))
+    thoughts.tap(rows(30, 31, 32))
+    thoughts.begin(chunks((0, 1, True, False)))
+    assert torch.equal(thoughts.overlay(rows(0)), rows(60))
+
+
+def test_a_thought_waits_through_steps_that_its_request_is_not_in(thoughts):
+    thoughts.begin(chunks((3, 2, False, True)))
+    thoughts.tap(rows(10))
+    for _ in range(3):
+        thoughts.begin(chunks((1, 2, False, True)))
+        thoughts.tap(rows(99))
+    thoughts.begin(chunks((3, 1, True, False)))
+    assert torch.equal(thoughts.overlay(rows(0)), rows(20))
+
+
+def test_what_was_a_thought_in_one_step_is_none_in_the_next(thoughts):
+    thoughts.begin(chunks((3, 2, False, True)))
+    thoughts.tap(rows(10))
+    thoughts.begin(chunks((0, 4, False, False), (3, 1, True, False)))
+    assert thoughts.overlay(rows(0, 0, 0, 0, 0))[4, 0] == 20
+    thoughts.begin(chunks((0, 1, False, False)))
+    assert torch.equal(thoughts.overlay(rows(0, 0, 0, 0, 0, 0)), rows(0, 0, 0, 0, 0, 0))
+
+
+def test_only_the_first_head_of_a_step_makes_thoughts(thoughts):
+    thoughts.begin(chunks((3, 2, False, True)))
+    thoughts.tap(rows(10))
+    thoughts.tap(rows(77))  # prompt log-probabilities, for one
+    thoughts.begin(chunks((3, 1, True, False)))
+    assert torch.equal(thoughts.overlay(rows(0)), rows(20))
+
+
+def test_a_tap_without_a_step_makes_nothing(thoughts):
+    thoughts.tap(rows(10))
+    thoughts.begin(chunks((0, 1, False, False)))
+    thoughts.tap(rows(10))
+    assert torch.equal(thoughts.overlay(rows(5)), rows(5))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_head_that_is_spread_by_rows_gives_the_same_alignment(parts):
+    torch.manual_seed(0)
+    vocabulary, width = 50, 8
+    embedding, head = torch.randn(vocabulary, width), torch.randn(vocabulary, width)
+    held = [range(rank * vocabulary // parts, (rank + 1) * vocabulary // parts) for rank in range(parts)]
+
+    def space(rows_held, total):
+        return EmbeddingSpace(
+            embed=lambda ids: embedding[ids],
+            head=head[rows_held.start : rows_held.stop],
+            logits=lambda hidden: hidden @ head.T,
+            vocabulary=vocabulary,
+            tied=False,
+            compute=torch.float32,
+            first_row=rows_held.start,
+            total=total,
+        )
+
+    # Every process computes its own sums first; an all-reduce then gives each the total.
+    sums = []
+    for each in held:
+        own = []
+        ridge_matrix(space(each, lambda tensor, own=own: own.append(tensor.clone()) or torch.eye(width).double()))
+        sums.append(own)
+    totals = [sum(parts) for parts in zip(*sums, strict=True)]
+    whole = ridge_matrix(space(range(vocabulary), lambda tensor: tensor))
+    for each in held:
+        reduced = iter([total.clone() for total in totals])
+        torch.testing.assert_close(ridge_matrix(space(each, lambda tensor, it=reduced: next(it))), whole)
+
+
+def test_thoughts_are_those_of_the_transformers_backend(tiny):
+    """The same functions make them; what differs is only where the vectors come from."""
+    space = tiny.model(dtype=torch.float32).space()
+    alignment = build_alignment(AlignmentKind.RIDGE, space)
+    store = Thoughts(alignment, slots=2, rows=4, hidden_size=48, dtype=torch.float32, device=torch.device("cpu"))
+    hidden = torch.randn(2, 48)
+    store.begin(chunks((0, 1, False, True), (1, 1, False, True)))
+    store.tap(hidden)
+    store.begin(chunks((1, 1, True, False), (0, 1, True, False)))
+    assert torch.equal(store.overlay(torch.zeros(2, 48)), alignment(hidden).flip(0))
