@@ -79,8 +79,16 @@ class Tiny:
         assert len(tokenizer) == VOCABULARY
         return tokenizer
 
-    def causal(self, kind: str = "qwen3", *, tied: bool = False, dtype: Any = None, **config: object) -> Any:
-        """Return a transformers model with weights that are the same in every dtype.
+    def causal(
+        self,
+        kind: str = "qwen3",
+        *,
+        tied: bool = False,
+        dtype: Any = None,
+        spread: float | None = None,
+        **config: object,
+    ) -> Any:
+        """Return a transformers model with weights that are the same in every dtype; `spread` is that of its layers.
 
         They are tame (rounding is not amplified by thinking) and yet written tokens differ from prompt to prompt: the
         final norm turns the sign of half of the dimensions, so that a token does not simply repeat itself.
@@ -90,11 +98,11 @@ class Tiny:
 
         torch.set_num_threads(1)
         dtype = dtype or torch.float64
-        key = (kind, tied, dtype, str(config))
+        key = (kind, tied, dtype, spread, str(config))
         if key in self._causal:
             return self._causal[key]
         if dtype != torch.float64:
-            self._causal[key] = deepcopy(self.causal(kind, tied=tied, **config)).to(dtype)
+            self._causal[key] = deepcopy(self.causal(kind, tied=tied, spread=spread, **config)).to(dtype)
             return self._causal[key]
         name, extra = ARCHITECTURES[kind]
         settings = getattr(transformers, f"{name}Config")(
@@ -103,7 +111,7 @@ class Tiny:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             causal = getattr(transformers, f"{name}ForCausalLM")(settings).double()
-        _fill(causal, tied=tied, scales_embedding=kind == "gemma")
+        _fill(causal, tied=tied, scales_embedding=kind == "gemma", spread=spread)
         causal.generation_config.eos_token_id = list(ENDS)
         self._causal[key] = causal.eval().requires_grad_(False)
         return causal
@@ -162,16 +170,17 @@ class Tiny:
         return rollout.memory.split_rows()
 
 
-def _fill(causal: Any, *, tied: bool, scales_embedding: bool) -> None:
+def _fill(causal: Any, *, tied: bool, scales_embedding: bool, spread: float | None) -> None:
     """Overwrite every weight. Tied models need stronger layers to write anything but their last token."""
     import torch
 
     generator = torch.Generator().manual_seed(20251120)
 
-    def normal(parameter: Any, spread: float) -> Any:
-        return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * spread
+    def normal(parameter: Any, width: float) -> Any:
+        return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * width
 
     layers, embedding = (0.12, 0.03) if tied else (0.06, 0.2)
+    layers = spread or layers
     if scales_embedding:
         embedding /= causal.config.hidden_size**0.5
     spreads: Mapping[str, float] = {"embed_tokens": embedding, "lm_head": 0.2, "bias": 0.1}
