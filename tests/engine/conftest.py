@@ -100,19 +100,18 @@ class Bench:
         more = {**sizes(model), **options}
         return self.tiny.backend(model.kind, tied=model.tied, realign=model.realign, dtype=dtype, **more)
 
-    def options(self, model: Model, *, latent: bool = True, poison: int | None = None, **more: Any) -> Any:
-        """Return `EngineOptions` for a model."""
+    def options(self, model: Model, *, latent: Any = True, poison: int | None = None, **more: Any) -> Any:
+        """Return `EngineOptions` for a model; `latent` is its settings, or whether to have the usual ones."""
         from latentmas.backends.vllm.engine import EngineOptions
         from latentmas.backends.vllm.settings import LatentSettings
 
+        settings = LatentSettings(placeholder=PLACEHOLDER, alignment="ridge" if model.realign else "norm")
         named = {name: more.pop(name) for name in list(more) if name in EngineOptions.__slots__}
         return EngineOptions(
             **{
                 "model": str(self.path(model, poison)),
                 "architecture": type(self.causal(model, None)).__name__,
-                "latent": LatentSettings(placeholder=PLACEHOLDER, alignment="ridge" if model.realign else "norm")
-                if latent
-                else None,
+                "latent": settings if latent is True else latent or None,
                 "stop_tokens": self.tiny.ends,
                 "dtype": "float32",
                 "max_model_len": CONTEXT,

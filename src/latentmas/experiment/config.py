@@ -494,12 +494,15 @@ class RunConfig(BaseModel):
             yield "--device2 is the device of the second model; add --use_second_HF_model, or leave it out"
         if self.alignment == "soft" and self.tensor_parallel_size > 1 and not self.use_second_HF_model:
             yield "--alignment soft needs all logits in one place; it cannot go with --tensor_parallel_size"
+        if self.temperature > HOTTEST_VLLM:
+            yield f"--temperature is {self.temperature}, and vLLM takes at most {HOTTEST_VLLM}"
         if 0 < self.temperature < COOLEST_VLLM:
             yield f"--temperature is {self.temperature}, which vLLM raises to {COOLEST_VLLM}; give 0 or at least that"
 
 
 SMALLEST_TEMPERATURE: Final = 1e-6
 COOLEST_VLLM: Final = 0.01
+HOTTEST_VLLM: Final = 2.0
 RECOMMENDABLE: Final = frozenset(
     {"prompt", "latent_steps", "alignment", "soft_temperature", "max_new_tokens", "enable_thinking", "think"}
 )

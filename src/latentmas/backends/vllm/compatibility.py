@@ -53,6 +53,7 @@ HOOKS: Final = (
         parameters=("block_hashes", "max_cache_hit_length"),
     ),
     Hook(path="vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks"),
+    Hook(path="vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing"),
     Hook(path="vllm.v1.request:Request.update_block_hashes", words=("self._block_hasher(self)",)),
     Hook(path="vllm.v1.worker.gpu.model_states:resolve_model_state_cls", words=("get_model_state_cls",)),
     Hook(

@@ -158,11 +158,10 @@ class VLLMEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         check_hooks()
+        from vllm import EngineArgs, envs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
-
-        from vllm import EngineArgs, envs
 
         self._stop_tokens = options.stop_tokens
         try:
@@ -195,29 +194,12 @@ class VLLMEngine:
         Raises:
             SampleError: The engine refuses it, and is as good as before.
         """
-        from vllm.sampling_params import RequestOutputKind
 
-        from vllm import SamplingParams
-
-        sampling = request.sampling
-        parameters = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=1.0 if sampling.greedy else sampling.top_p,
-            top_k=0 if sampling.greedy else sampling.top_k,
-            seed=None if sampling.greedy else request.seed,
-            max_tokens=request.max_tokens,
-            stop_token_ids=sorted(self._stop_tokens),
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            logprobs=0,  # of the chosen token alone: the only public sign of numbers that are not finite
-            flat_logprobs=True,
+        prompt: Any = (
+            {"prompt_token_ids": list(request.tokens)} if embeddings is None else {"prompt_embeds": embeddings}
         )
-        prompt: Any = {"prompt_token_ids": list(request.tokens)}
-        if embeddings is not None:
-            prompt = {"prompt_embeds": embeddings}
         try:
-            self._engine.add_request(name, prompt, parameters)
+            self._engine.add_request(name, prompt, self._parameters(request))
         except ValueError as error:
             raise SampleError(f"vLLM refuses the request: {_first_line(error)}") from error
 
@@ -240,6 +222,25 @@ class VLLMEngine:
 
         cleanup_dist_env_and_memory()
 
+    def _parameters(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=1.0 if sampling.greedy else sampling.top_p,
+            top_k=0 if sampling.greedy else sampling.top_k,
+            seed=None if sampling.greedy else request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=sorted(self._stop_tokens),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            logprobs=0,  # of the chosen token alone: the only public sign of numbers that are not finite
+            flat_logprobs=True,
+        )
+
     def _finished(self, output: Any) -> Finished:
         [completion] = output.outputs
         written = tuple(completion.token_ids)
@@ -261,9 +262,8 @@ class VLLMEngine:
         )
 
     def _facts(self, config: Any, *, latent: bool) -> EngineFacts:
-        from vllm.platforms import current_platform
-
         import vllm
+        from vllm.platforms import current_platform
 
         model, parallel = config.model_config, config.parallel_config
         heads = model.get_total_num_kv_heads()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from latentmas.backends.vllm.chunks import chunk_length, is_thought, thought_positions
 from latentmas.backends.vllm.compatibility import check_hooks
@@ -25,6 +28,8 @@ def latent_scheduler(*, vllm_config: Any, **options: Any) -> Scheduler:
         CapabilityError: This vLLM, or this configuration of it, cannot run thoughts.
     """
     check_hooks(vllm_config)
+    if current_platform.is_cpu() and not vllm_config.use_v2_model_runner:
+        options["kv_cache_config"] = _zeroed(options["kv_cache_config"])
     asynchronous = vllm_config.scheduler_config.async_scheduling
     kind = _LatentAsyncScheduler if asynchronous else _LatentScheduler
     return kind(vllm_config=vllm_config, **options)
@@ -77,6 +82,23 @@ class _LatentScheduler(_ThoughtRules, Scheduler):
 
 class _LatentAsyncScheduler(_ThoughtRules, AsyncScheduler):
     """For engines that schedule the next step while one runs."""
+
+
+class _ZeroedKVCacheConfig(KVCacheConfig):
+    """Asks for new blocks to be zeroed, which vLLM can do and does for some models."""
+
+    needs_kv_cache_zeroing = True
+
+
+def _zeroed(config: Any) -> Any:
+    """Keep numbers that are not finite inside of their own request.
+
+    The attention of the V1 runner on a CPU multiplies the unwritten slots of a block by zero. Where a request that
+    broke has left NaN in a block, the next one to get it would break as well.
+    """
+    own = copy(config)
+    own.__class__ = _ZeroedKVCacheConfig
+    return own
 
 
 def _salted(hasher: Callable[[Any], list[Any]], salt: str) -> Callable[[Any], list[Any]]:
