@@ -82,9 +82,11 @@ HOOKS: Final = (
         path="vllm.v1.worker.gpu_input_batch:InputBatch.__init__",
         words=("token_ids_cpu", "num_computed_tokens_cpu", "num_prompt_tokens", "self.generators"),
     ),
+    Hook(path="vllm.v1.engine.core_client:SyncMPClient.get_output", words=("self.outputs_queue.get()",)),
+    Hook(path="vllm.v1.engine.core_client:BackgroundResources", words=("engine_dead",)),
     Hook(path="vllm.v1.worker.gpu_worker:Worker.execute_model", parameters=("scheduler_output",)),
 )
-"""Everything private that `scheduler`, `models`, `model_state` and `worker` rely on."""
+"""Everything private that `scheduler`, `models`, `model_state`, `worker` and `engine` rely on."""
 
 
 def installed() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, final
@@ -26,6 +27,7 @@ OURS: Final = frozenset(
     }
 )
 """Engine options that decide whether thoughts are right; nobody else sets them."""
+_SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,7 @@ class VLLMEngine:
         from vllm.v1.executor import Executor
 
         self._stop_tokens = options.stop_tokens
+        self._closed = threading.Event()
         try:
             arguments = EngineArgs(**options.arguments())
         except TypeError as error:
@@ -179,11 +182,14 @@ class VLLMEngine:
                 usage_context=UsageContext.LLM_CLASS,
                 multiprocess_mode=envs.VLLM_ENABLE_V1_MULTIPROCESSING,
             )
+            self._watch_over(self._engine.engine_core)
             self.facts = self._facts(config, latent=options.latent is not None)
         except LatentMASError:
+            self.close()
             raise
         except Exception as error:  # whatever stops an engine from starting: memory, devices, kernels, its options
-            raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
+            self.close()
+            raise EngineError(f"vLLM did not start: {_first_line(error)}; its own messages say more") from error
 
     def add(self, name: str, request: Request, embeddings: Any = None) -> None:
         """Queue a request.
@@ -194,10 +200,8 @@ class VLLMEngine:
         Raises:
             SampleError: The engine refuses it, and is as good as before.
         """
-
-        prompt: Any = (
-            {"prompt_token_ids": list(request.tokens)} if embeddings is None else {"prompt_embeds": embeddings}
-        )
+        tokens = list(request.tokens)
+        prompt: Any = {"prompt_token_ids": tokens} if embeddings is None else {"prompt_embeds": embeddings}
         try:
             self._engine.add_request(name, prompt, self._parameters(request))
         except ValueError as error:
@@ -215,12 +219,27 @@ class VLLMEngine:
         engine = self.__dict__.pop("_engine", None)
         if engine is None:
             return
+        self._closed.set()
         engine.engine_core.shutdown()
         del engine
         gc.collect()
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+    def _watch_over(self, client: Any) -> None:
+        """Let `step` fail when the engine's process is killed; vLLM's own client would wait for it forever."""
+        if not hasattr(client, "outputs_queue"):
+            return  # the engine lives in this process
+        closed = self._closed
+
+        def watch() -> None:
+            while not closed.wait(_SECONDS_BETWEEN_LOOKS):
+                if client.resources.engine_dead:
+                    client.outputs_queue.put_nowait(RuntimeError("the engine's process ended"))
+                    return
+
+        threading.Thread(target=watch, name="latentmas-engine-watch", daemon=True).start()
 
     def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
