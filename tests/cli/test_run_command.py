@@ -356,10 +356,12 @@ PUBLISHED = [
     "--method latent_mas --model_name Qwen/Qwen3-14B --task gsm8k --latent_steps 20 --prompt sequential "
     "--max_samples 100 --latent_space_realign",
 ]
-PUBLISHED_LATER = [
+PUBLISHED += [
     f"{PUBLISHED[0]} --use_vllm",
     f"{PUBLISHED[1]} --use_vllm",
     f"{PUBLISHED[2]} --use_vllm --use_second_HF_model --enable_prefix_caching --device2 cuda:1",
+]
+PUBLISHED_LATER = [
     "--method latent_mas --model_name Qwen/Qwen3-4B --task gpqa --latent_steps 10 --max_samples 10 "
     "--knn_filter --knn_percentage 0.5 --knn_strategy random",
     "--method latent_mas --model_name Qwen/Qwen3-4B --task gsm8k --prompt hierarchical --latent_steps 20 "

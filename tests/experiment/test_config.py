@@ -167,12 +167,6 @@ def test_a_switch_of_a_later_version_is_refused_and_a_parameter_only_when_it_cha
 
 def test_the_options_of_later_versions_are_the_ones_that_are_announced():
     assert set(LATER) == {
-        "use_vllm",
-        "enable_prefix_caching",
-        "use_second_HF_model",
-        "device2",
-        "tensor_parallel_size",
-        "gpu_memory_utilization",
         "knn_filter",
         "knn_percentage",
         "knn_min_keep",

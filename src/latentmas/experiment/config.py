@@ -335,9 +335,7 @@ class RunConfig(BaseModel):
         "again, as input embeddings, and writes.",
     )
     device2: Annotated[str, ENGINE_PLACE] = Field(
-        default="auto",
-        min_length=1,
-        description="Device of that second copy; auto is the second CUDA device (published: cuda:1), else the CPU.",
+        default="cuda:1", min_length=1, description="Device of that second copy, as --device names them."
     )
     knn_filter: Annotated[bool, _later(_KNN)] = Field(
         default=False, description="Hand over only the slots nearest to the next prompt."
@@ -490,8 +488,6 @@ class RunConfig(BaseModel):
             yield "--device_map is for transformers; vLLM spreads a model with --tensor_parallel_size"
         if self.attn_implementation != "auto" and not self.use_second_HF_model:
             yield "--attn_implementation is for transformers; drop it with --use_vllm"
-        if self.device2 != "auto" and not self.use_second_HF_model:
-            yield "--device2 is the device of the second model; add --use_second_HF_model, or leave it out"
         if self.alignment == "soft" and self.tensor_parallel_size > 1 and not self.use_second_HF_model:
             yield "--alignment soft needs all logits in one place; it cannot go with --tensor_parallel_size"
         if self.temperature > HOTTEST_VLLM:

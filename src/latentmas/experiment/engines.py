@@ -36,6 +36,8 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
         what = ", ".join(sorted(names.get(each, each.value) for each in missing))
         raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
     compatibility.check_installed()
+    if thinks and config.use_second_HF_model:
+        _for_second_model(config)
     vllm_options(config, codec, thinks=thinks)
 
 
@@ -115,8 +117,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     if options.prompt_embeds:
         from latentmas.backends.vllm.hybrid import THOUGHT, HybridEngine
 
-        placed = config.model_copy(update={"device": _second_device(config.device2), "device_map": None})
-        thinker = open_transformers(placed, codec)
+        thinker = open_transformers(_for_second_model(config), codec)
         hybrid = {**shared, "model_fingerprint": thinker.model.fingerprint, "thoughts": "transformers"}
         return VLLMBackend(
             lambda: HybridEngine(thinker, VLLMEngine(options)),
@@ -152,12 +153,21 @@ def _fingerprint(config: RunConfig, checkpoint: Sequence[str]) -> str:
     return fingerprint.digest(model.get_text_config().to_dict(), weights)
 
 
-def _second_device(device2: str) -> str:
-    if device2 != "auto":
-        return device2
-    import torch
+def _for_second_model(config: RunConfig) -> RunConfig:
+    """Return the options of the model that thinks beside an engine.
 
-    return "cuda:1" if torch.cuda.device_count() > 1 else "cpu"
+    Raises:
+        ConfigError: Its device is not there.
+    """
+    placed = config.model_copy(update={"device": config.device2, "device_map": None})
+    try:
+        load_options(placed).resolved_device()
+    except ConfigError as error:
+        raise ConfigError(
+            f"--device2 is {config.device2}, which torch cannot use here; the second model of --use_second_HF_model "
+            "needs a device of its own: give --device2 cuda:1, cuda:0 or cpu"
+        ) from error
+    return placed
 
 
 def server_command(config: RunConfig, codec: Codec) -> list[str]:

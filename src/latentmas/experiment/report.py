@@ -66,7 +66,10 @@ def table(summary: Summary) -> Table:
         ("written tokens", summary.written_tokens),
         ("thoughts", summary.thoughts),
         ("prompt tokens", summary.prompt_tokens),
+        ("  reused, not computed", summary.reused_slots),
     ):
+        if name.startswith(" ") and not total:
+            continue
         result.add_row(name, f"{total:,}", f"{total / summary.n:,.1f}" if summary.n else "-")
     result.add_row(
         "peak memory, one sample", f"{summary.peak_memory_slots:,} slots, {_bytes(summary.peak_memory_bytes)}"

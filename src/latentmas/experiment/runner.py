@@ -209,6 +209,7 @@ def _turns(program: Program, completion: Completion, roles: Mapping[str, str], s
                 memory_slots=own[-1].slots,
                 memory_bytes=own[-1].memory_bytes,
                 seconds=sum(step.seconds for step in completion.steps if step.agent == name),
+                reused_slots=sum(step.reused_slots for step in own),
                 prompt_ids=prompt_ids if save_ids else None,
                 written_ids=written if save_ids else None,
             )

@@ -32,6 +32,7 @@ class Summary(BaseModel):
         accuracy: correct / n, in [0, 1]; None while n is 0 or an answer is not graded.
         accuracy_low, accuracy_high: Ends of its 95 % Wilson interval.
         verdicts: How many records have each verdict; errors have none.
+        reused_slots: Prompt tokens and thoughts that came out of a prefix cache and were not computed.
         cut_by_length: Answers that ended because `max_new_tokens` was reached.
         peak_memory_slots, peak_memory_bytes: Largest memory of any agent in any sample, without padding.
         seconds: Sum over records (shares of their batches), so resuming keeps it right; loading not included.
@@ -65,6 +66,7 @@ class Summary(BaseModel):
     written_tokens_per_sample: float | None
     thoughts: int
     prompt_tokens: int
+    reused_slots: int = 0
     cut_by_length: int
     peak_memory_slots: int
     peak_memory_bytes: int
@@ -79,7 +81,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
     Args:
         samples: How many records a complete run has.
     """
-    n = errors = strict = written = thoughts = prompt = cut = slots = memory = 0
+    n = errors = strict = written = thoughts = prompt = cut = slots = memory = reused = 0
     seconds = 0.0
     first_error: str | None = None
     verdicts: Counter[Verdict] = Counter()
@@ -96,6 +98,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
             written += agent.written_tokens
             thoughts += agent.thoughts
             prompt += agent.prompt_tokens
+            reused += agent.reused_slots
             slots = max(slots, agent.memory_slots)
             memory = max(memory, agent.memory_bytes)
     correct = verdicts[Verdict.CORRECT]
@@ -126,6 +129,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         written_tokens_per_sample=written / n if n else None,
         thoughts=thoughts,
         prompt_tokens=prompt,
+        reused_slots=reused,
         cut_by_length=cut,
         peak_memory_slots=slots,
         peak_memory_bytes=memory,

@@ -50,7 +50,7 @@ def test_without_vllm_the_error_says_what_to_install(capsys):
         (["--use_vllm", "--device", "cpu"], "set CUDA_VISIBLE_DEVICES and drop --device"),
         (["--use_vllm", "--device_map", "auto"], "--tensor_parallel_size"),
         (["--use_vllm", "--attn_implementation", "sdpa"], "--attn_implementation is for transformers"),
-        (["--use_vllm", "--device2", "cpu"], "add --use_second_HF_model"),
+        (["--use_vllm", "--use_second_HF_model", "--device2", "cuda:99"], "--device2 is cuda:99, which torch cannot"),
         (["--use_vllm", "--temperature", "0.001"], "which vLLM raises to 0.01"),
         (["--use_vllm", "--temperature", "3"], "vLLM takes at most 2"),
         (["--use_vllm", "--vllm_options", "[1]"], "a JSON object"),
