@@ -79,6 +79,16 @@ def test_only_the_first_head_of_a_step_makes_thoughts(thoughts):
     assert torch.equal(thoughts.overlay(rows(0)), rows(20))
 
 
+def test_inputs_lie_in_the_same_memory_in_every_step_as_cuda_graphs_need_it(thoughts):
+    thoughts.begin(chunks((3, 2, False, True)))
+    first = thoughts.overlay(rows(*range(6)))
+    thoughts.tap(rows(10))
+    thoughts.begin(chunks((3, 4, True, False)))
+    second = thoughts.overlay(rows(*range(4)))
+    assert first.data_ptr() == second.data_ptr()
+    assert second.is_contiguous()
+
+
 def test_a_tap_without_a_step_makes_nothing(thoughts):
     thoughts.tap(rows(10))
     thoughts.begin(chunks((0, 1, False, False)))

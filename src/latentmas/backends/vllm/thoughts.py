@@ -6,7 +6,7 @@ Shape letters: N token rows of a step, R requests of a step, S slots (one per re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ class Thoughts:
     """The thoughts of all requests of one worker.
 
     `begin` is called before each step, `overlay` inside the forward pass, `tap` with the hidden states whose logits are
-    computed. Nothing waits for the device. `overlay` reads two tensors that stay where they are, so it may be part of a
-    CUDA graph.
+    computed. Nothing waits for the device. `overlay` reads and writes tensors that stay where they are, so it may be
+    part of a CUDA graph, and what it returns may be the input of one.
 
     Args:
         slots: S.
@@ -58,6 +58,7 @@ class Thoughts:
         self._device = device
         self._waiting = torch.zeros(slots, hidden_size, dtype=dtype, device=device)
         self._source = torch.full((rows,), _NONE, dtype=torch.int32, device=device)
+        self._inputs = torch.zeros(rows, hidden_size, dtype=dtype, device=device)
         self._used = 0
         self._due: tuple[Tensor, Tensor] | None = None
 
@@ -68,18 +69,22 @@ class Thoughts:
         if used := max(longest, self._used):
             source = np.full(used, _NONE, dtype=np.int32)
             source[rows] = chunks.slot[chunks.begins]
-            self._source[:used].copy_(torch.from_numpy(source), non_blocking=True)
+            self._source[:used].copy_(self._staged(source), non_blocking=True)
         self._used = longest
         self._due = None
         if chunks.ends.any():
-            last, slot = (torch.from_numpy(part[chunks.ends]) for part in (chunks.last, chunks.slot))
+            last, slot = (self._staged(part[chunks.ends]) for part in (chunks.last, chunks.slot))
             self._due = last.to(self._device, non_blocking=True), slot.to(self._device, non_blocking=True)
 
     def overlay(self, embeddings: Tensor) -> Tensor:
-        """Return ``[N, E]`` input embeddings with thoughts where the step has placeholders."""
-        source = self._source[: embeddings.shape[0]]
+        """Return ``[N, E]`` input embeddings with thoughts where the step has placeholders.
+
+        It is the same memory in every step: vLLM replays graphs that read their inputs from where they were captured.
+        """
+        rows = embeddings.shape[0]
+        source = self._source[:rows]
         thoughts = self._waiting.index_select(0, source.clamp_min(0))
-        return torch.where(source[:, None] == _NONE, embeddings, thoughts.to(embeddings.dtype))
+        return torch.where(source[:, None] == _NONE, embeddings, thoughts, out=self._inputs[:rows])
 
     def tap(self, hidden: Tensor) -> None:
         """Take the ``[>= R, E]`` last hidden states of a step, once: the head is also computed at other times."""
@@ -87,3 +92,8 @@ class Thoughts:
             (last, slot), self._due = self._due, None
             thoughts = self._alignment(hidden.index_select(0, last))
             self._waiting.index_copy_(0, slot, thoughts.to(self._waiting.dtype))
+
+    def _staged(self, values: NDArray[Any]) -> Tensor:
+        """Return the values where the device can fetch them by itself; a copy of ordinary memory would wait for it."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
