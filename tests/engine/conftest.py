@@ -197,11 +197,11 @@ def bench(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def report(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Print a figure that a person should see."""
 
     def say(sentence: str) -> None:
-        with capsys.disabled():
+        with capfd.disabled():
             print(f" [{sentence}] ", end="", flush=True)
 
     return say

