@@ -206,6 +206,32 @@ def test_requests_that_the_engine_gives_up_are_asked_for_again(bench: Bench) -> 
 
 
 @pytest.mark.v2
+def test_our_model_refuses_a_scheduler_that_is_not_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server command without that one option would answer, and be wrong."""
+    from latentmas.backends.vllm import settings
+    from latentmas.errors import CapabilityError
+
+    full = settings.LatentSettings.engine_options
+
+    def without(self: Any, architecture: str) -> dict[str, Any]:
+        return {name: value for name, value in full(self, architecture).items() if name != "scheduler_cls"}
+
+    monkeypatch.setattr(settings.LatentSettings, "engine_options", without)
+    with pytest.raises(CapabilityError, match="thoughts need the scheduler"), bench.engine(MODEL):
+        pass
+
+
+@pytest.mark.parametrize("method", ["ngram"])
+def test_speculative_decoding_is_refused_by_name(bench: Bench, method: str) -> None:
+    from latentmas.errors import CapabilityError
+
+    drafting = {"method": method, "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    refusal = pytest.raises(CapabilityError, match="do not go together with speculative decoding")
+    with refusal, bench.engine(MODEL, speculative_config=drafting):
+        pass
+
+
+@pytest.mark.v2
 def test_the_model_has_the_fingerprint_it_has_on_transformers(bench: Bench) -> None:
     import torch
 

@@ -1,10 +1,13 @@
 """The main path: what is graded, and what a broken backend costs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event, Timer
 
 import pytest
 
 from latentmas.backends.scripted import ScriptedBackend
+from latentmas.errors import EngineError
 from latentmas.experiment import runner
 from latentmas.program import Program, Read, Write
 from latentmas.samples import Answer, Sample, Verdict
@@ -74,3 +77,37 @@ def test_a_backend_that_breaks_ends_samples_with_an_error_and_the_run_goes_on(ca
     assert [record.verdict for record in records] == [None, None, *[Verdict.CORRECT] * 3]
     assert records[0].error == "SampleError: RuntimeError: the engine fell over"
     assert "a batch broke" in caplog.text
+
+
+def test_an_engine_that_is_lost_takes_no_answer_along_that_waits_for_its_verdict():
+    class Lost(ScriptedBackend):
+        def collect(self):
+            if not self._answered:
+                raise EngineError("the vLLM engine died 8 times in a row")
+            self._answered -= 1
+            return super().collect()
+
+        _answered = 6
+
+    release = Event()
+
+    def slowly(answer, sample):
+        release.wait(10)
+        return score(answer, sample)
+
+    store = Records([])
+    samples = [Sample(id=str(i), question=f"{i}: 2 + 3?", target="5") for i in range(9)]
+    backend = Lost(reply=r"\boxed{5}", capacity=1)
+    with ThreadPoolExecutor(1) as graders:
+        Timer(0.2, release.set).start()
+        with pytest.raises(EngineError):
+            runner.run(
+                samples,
+                method=Opened(""),
+                backend=backend,
+                scorer=slowly,
+                graders=graders,
+                store=store,
+                seed=1,
+            )
+    assert [(record.id, record.verdict) for record in store.found] == [(str(i), Verdict.CORRECT) for i in range(6)]

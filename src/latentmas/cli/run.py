@@ -134,9 +134,9 @@ def work(plan: Plan, console: Console) -> Summary:
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
         experiment = plan.open()
-        folder.begin({**experiment.backend.environment(), **plan.notes})
-        started = time.monotonic()
         try:
+            folder.begin({**experiment.backend.environment(), **plan.notes})
+            started = time.monotonic()
             with (
                 executor(plan.grading.workers) as graders,
                 progress(console, total=total, finished=done, correct=folder.correct) as show,

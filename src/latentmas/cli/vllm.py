@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,9 +44,9 @@ def command(
       latentmas vllm --model_name tiny --question "Ida owns 31 pins. She finds 6. How many?" |
         curl -s localhost:8000/v1/completions -H "Content-Type: application/json" -d @-
     """
-    from latentmas.experiment import engines, models
+    from latentmas.experiment import models, serving
 
-    optional: dict[str, Any] = {
+    optional: dict[str, object] = {
         "latent_steps": latent_steps,
         "prompt": prompt,
         "team": team,
@@ -66,7 +66,7 @@ def command(
     ).with_defaults({}, models.model_defaults(model_name))
     codec = models.open_codec(config)
     if question is None:
-        print(shlex.join(engines.server_command(config, codec)))
+        print(shlex.join(serving.server_command(config, codec)))
     else:
-        print(json.dumps(engines.server_request(config, codec, question)))
+        print(json.dumps(serving.server_request(config, codec, question)))
     return 0

@@ -324,7 +324,7 @@ class RunConfig(BaseModel):
     gpu_memory_utilization: Annotated[float, ENGINE_PLACE] = Field(
         default=0.9, gt=0, le=1, description="vLLM: share of device memory it takes, in (0, 1]."
     )
-    vllm_options: Annotated[str, AfterValidator(_json_object), ENGINE_PLACE] = Field(
+    vllm_options: Annotated[str, AfterValidator(_json_object), ENGINE] = Field(
         default="{}",
         description="vLLM: further engine arguments as a JSON object, under the names vLLM gives them, such as "
         '{"kv_cache_memory_bytes": 1000000000}.',
@@ -479,7 +479,7 @@ class RunConfig(BaseModel):
                 if flag.panel == _ENGINE and getattr(self, name) != type(self).model_fields[name].default:
                     yield f"--{name} is an option of vLLM; add --use_vllm, or leave it out"
             return
-        if self.device != "auto":
+        if self.device not in ("auto", "cuda", "cuda:0"):
             yield (
                 f"--device {self.device} is for transformers; vLLM takes the devices it sees: "
                 f"set CUDA_VISIBLE_DEVICES and drop --device"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from latentmas.errors import CapabilityError, ConfigError
 from latentmas.experiment.config import RunConfig, calm_vllm
 from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
 from latentmas.protocols import Backend, Capability, Codec, Method
-from latentmas.samples import AnswerKind, Sample
 
 if TYPE_CHECKING:
     from latentmas.backends.vllm.engine import EngineOptions
@@ -168,51 +166,3 @@ def _for_second_model(config: RunConfig) -> RunConfig:
             "needs a device of its own: give --device2 cuda:1, cuda:0 or cpu"
         ) from error
     return placed
-
-
-def server_command(config: RunConfig, codec: Codec) -> list[str]:
-    """Return the words of a command that starts vLLM's own server with thoughts.
-
-    Raises:
-        CapabilityError: This model cannot think on vLLM.
-    """
-    options = vllm_options(config, codec, thinks=True, with_text=True)
-    assert options.latent is not None
-    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
-    if options.revision is not None:
-        words += ["--revision", options.revision]
-    for name, value in options.latent.engine_options(options.architecture).items():
-        words += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
-    return words
-
-
-def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, object]:
-    """Return the body of a request to ``/v1/completions`` that is a whole team on one question.
-
-    Raises:
-        SampleError: The question holds the placeholder.
-    """
-    from latentmas import agents, prompts
-    from latentmas.backends.vllm.requests import Passage, unfit
-    from latentmas.experiment import compose
-
-    options = vllm_options(config, codec, thinks=True, with_text=True)
-    assert options.latent is not None
-    placeholder = options.latent.placeholder
-    graph = agents.load_team(config.team) if config.team else agents.chain()
-    prompt_set = prompts.load_prompts(config.prompt)
-    method = compose.build_method(config, graph, prompt_set, codec, kind=AnswerKind.NUMBER)
-    program = next(method.solve(Sample(id="question", question=question, target="")))
-    error = unfit(program, context=sys.maxsize, vocabulary=sys.maxsize, placeholder=placeholder)
-    if error is not None:
-        raise error
-    request = Passage(program, config.seed, placeholder).request()
-    return {
-        "model": options.model,
-        "prompt": list(request.tokens),
-        "max_tokens": request.max_tokens,
-        "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
-        "seed": request.seed,
-        "stop_token_ids": sorted(options.stop_tokens),
-    }

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 WITHHELD: Final = "(withheld: the makers of the data set ask not to show its texts)"
 FEWEST_UNGRADED: Final = 8
-"""Answers that may wait for their verdict, at least; no more than that and a batch are lost when a run is killed."""
+MOST_UNGRADED: Final = 64
+"""Answers that may wait for their verdict: as many as a batch has, within these bounds. A run that is killed loses no
+more than those and a batch."""
 
 
 class RecordStore(Protocol):
@@ -74,23 +76,27 @@ def run(
             store.append(record)
             on_record(record)
 
-    while waiting or active:
-        outcomes: list[Outcome] = []
-        while waiting and len(active) < backend.capacity:
-            work = _InFlight(sample=waiting.popleft(), generator=None, seed=seed)
-            active[work.sample.id] = work
-            outcomes += work.start(method, backend)
-        if not outcomes:
-            outcomes = _collect(backend, active)
-        for outcome in outcomes:
-            if outcome.key not in active:
-                continue  # a late outcome of a sample that already has its record
-            if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
-                del active[outcome.key]
-                answered = record.answered() if scorer else None
-                score = graders.submit(scorer, *answered) if scorer and answered else None
-                ungraded.append((_withheld(record) if withhold else record, score))
-                store_graded(leave=max(FEWEST_UNGRADED, backend.capacity))
+    try:
+        while waiting or active:
+            outcomes: list[Outcome] = []
+            while waiting and len(active) < backend.capacity:
+                work = _InFlight(sample=waiting.popleft(), generator=None, seed=seed)
+                active[work.sample.id] = work
+                outcomes += work.start(method, backend)
+            if not outcomes:
+                outcomes = _collect(backend, active)
+            for outcome in outcomes:
+                if outcome.key not in active:
+                    continue  # a late outcome of a sample that already has its record
+                if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
+                    del active[outcome.key]
+                    answered = record.answered() if scorer else None
+                    score = graders.submit(scorer, *answered) if scorer and answered else None
+                    ungraded.append((_withheld(record) if withhold else record, score))
+                    store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
+    except LatentMASError:  # an engine that is lost must not take along what was answered
+        store_graded(leave=0)
+        raise
     store_graded(leave=0)
 
 

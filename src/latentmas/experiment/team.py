@@ -31,6 +31,7 @@ class Team:
         temperature: 0 is greedy.
         answer_kind: How the last agent is told to end.
         use_vllm: Run on an engine of vLLM instead of transformers; `close` ends it.
+        enable_prefix_caching, tensor_parallel_size: As on the command line.
         vllm_options: Further engine arguments, under the names vLLM gives them.
 
     Raises:
@@ -53,6 +54,8 @@ class Team:
         generate_bs: int | None = None,
         answer_kind: AnswerKind = AnswerKind.NUMBER,
         use_vllm: bool = False,
+        enable_prefix_caching: bool = False,
+        tensor_parallel_size: int = 1,
         vllm_options: Mapping[str, object] | None = None,
     ) -> None:
         optional = {
@@ -67,6 +70,8 @@ class Team:
             "method": method,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
+            "enable_prefix_caching": enable_prefix_caching,
+            "tensor_parallel_size": tensor_parallel_size,
             "seed": seed,
             "device": device,
             "dtype": dtype,

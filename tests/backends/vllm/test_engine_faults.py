@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 
 import pytest
 
@@ -16,7 +17,7 @@ from backends.vllm.scripted_engine import (
     engine_backend,
 )
 from contracts.laws import chain, completions, jobs, outcomes, prompts
-from latentmas.backends.vllm.backend import MOST_DEATHS, VLLMBackend
+from latentmas.backends.vllm.backend import MOST_DEATHS, SECONDS_BEFORE_A_START, VLLMBackend
 from latentmas.backends.vllm.requests import Request
 from latentmas.errors import CapabilityError, ContextLimitError, EngineError, NumericalError, SampleError
 from latentmas.program import Handover, Join, KeepSpec, Program, Read, Think, ThoughtSource, Write
@@ -74,27 +75,59 @@ def test_an_engine_that_only_dies_is_given_up_and_says_that_nothing_is_lost():
     backend = engine_backend(faults=lambda request, before: Fault.DIES_AT_WORK, starts=starts)
     for job in work(12):
         backend.submit(job)
-    with pytest.raises(EngineError, match=r"died 5 times in a row.*the same command goes on"):
-        list(iter(backend.collect, []))
+    seen = []
+    with pytest.raises(EngineError, match=r"died 8 times in a row.*the same command goes on"):
+        seen += iter(backend.collect, [])
+    assert seen == [], "nobody is blamed for an engine that is well with nobody"
     assert len(starts) == MOST_DEATHS
     assert all(engine.closed for engine in starts)
     with pytest.raises(EngineError, match="closed"):
         backend.run([chain(prompts(0), thoughts=1)])
 
 
-def test_an_engine_that_does_not_come_back_ends_the_run():
-    attempts = []
+@pytest.mark.parametrize("failures", [2, 99])
+def test_an_engine_that_does_not_come_back_at_once_is_waited_for(failures, monkeypatch):
+    waits, attempts = [], []
+    monkeypatch.setattr("latentmas.backends.vllm.backend.time.sleep", waits.append)
+    once = engine_backend(faults=lambda request, before: Fault.DIES_AT_WORK if before == 0 else None)
 
     def start():
         attempts.append(None)
-        if len(attempts) > 1:
-            raise EngineError("vLLM did not start: RuntimeError: no GPU")
-        return engine_backend(faults=lambda request, before: Fault.DIES_AT_WORK)._engine
+        if 1 < len(attempts) <= 1 + failures:
+            raise EngineError("vLLM did not start: ValueError: Free memory on device is less than desired")
+        return once._start()
 
-    backend = VLLMBackend(start, engine_backend().codec, placeholder=PLACEHOLDER)
-    backend.submit(work(1)[0])
-    with pytest.raises(EngineError, match="no GPU"):
-        backend.collect()
+    backend = VLLMBackend(start, once.codec, placeholder=PLACEHOLDER)
+    many = work(3)
+    if failures == 2:
+        assert completions(backend, many) == completions(engine_backend(), many)
+        assert waits == [SECONDS_BEFORE_A_START] * 2
+    else:
+        backend.submit(many[0])
+        with pytest.raises(EngineError, match="Free memory"):
+            backend.collect()
+        assert len(waits) == MOST_DEATHS - 2
+
+
+def test_after_a_culprit_is_found_the_others_run_together_again():
+    many = work(40)
+    killer = many[3]
+    running = []
+
+    class Counting(ScriptedEngine):
+        def step(self):
+            running.append(len(self._waiting))
+            return super().step()
+
+    asked = Counter()
+
+    def start():
+        faults = lambda request, before: Fault.DIES_AT_WORK if is_job(request, killer) else None  # noqa: E731
+        return Counting(running=16, context=1024, faults=faults, asked=asked)
+
+    found = outcomes(VLLMBackend(start, engine_backend().codec, placeholder=PLACEHOLDER), many)
+    assert [key for key, outcome in found.items() if isinstance(outcome, JobError)] == [killer.key]
+    assert sum(count == 1 for count in running) < 10, "not one by one"
 
 
 def test_a_request_that_the_engine_gave_up_is_asked_for_once_more():
@@ -212,8 +245,6 @@ def test_a_written_placeholder_is_an_ordinary_token_unless_somebody_reads_it():
             ]
 
     def start():
-        from collections import Counter
-
         return Writing(running=4, context=1024, faults=lambda request, before: None, asked=Counter())
 
     backend = VLLMBackend(start, engine_backend().codec, placeholder=PLACEHOLDER)

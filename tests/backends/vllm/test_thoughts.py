@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentmas.alignment import AlignmentKind, EmbeddingSpace, build_alignment, ridge_matrix
-from latentmas.backends.vllm.thoughts import Chunks, Thoughts
+from latentmas.backends.vllm.thoughts import Chunks, Thoughts, check_chunk
 
 WIDTH = 4
 
@@ -87,6 +87,15 @@ def test_inputs_lie_in_the_same_memory_in_every_step_as_cuda_graphs_need_it(thou
     second = thoughts.overlay(rows(*range(4)))
     assert first.data_ptr() == second.data_ptr()
     assert second.is_contiguous()
+
+
+def test_a_chunk_that_holds_a_thought_behind_its_start_stops_the_engine():
+    marked = np.array([False, False, True, True, False, False])
+    for start, end in ((0, 2), (2, 3), (3, 6), (4, 5)):
+        check_chunk(marked, start, end)
+    for start, end in ((0, 3), (1, 4), (2, 4)):
+        with pytest.raises(RuntimeError, match="does not schedule as latentmas asks for"):
+            check_chunk(marked, start, end)
 
 
 def test_a_tap_without_a_step_makes_nothing(thoughts):

@@ -135,7 +135,9 @@ def test_a_missing_hook_is_named_with_the_version(monkeypatch):
         ("lora_config", object(), "LoRA"),
         ("scheduler_config.enable_chunked_prefill", False, "chunked prefill"),
         ("model_config.enable_prompt_embeds", True, "prompt embeddings"),
-        ("speculative_config", SimpleNamespace(method="eagle3"), "speculative decoding by eagle3"),
+        ("speculative_config", SimpleNamespace(method="ngram"), "speculative decoding"),
+        ("parallel_config.enable_batch_sharded_sampling", True, "spread over workers by request"),
+        ("parallel_config.use_ubatching", True, "dual batch overlap"),
     ],
 )
 def test_features_that_thoughts_do_not_go_with_are_refused_by_name(place, value, said, monkeypatch):
@@ -174,6 +176,8 @@ def test_settings_travel_through_an_engine_and_strangers_are_refused():
 def test_engine_options_that_decide_whether_thoughts_are_right_are_ours():
     with pytest.raises(ConfigError, match="may not set 'scheduler_cls'"):
         options(more={"scheduler_cls": "x.y"})
+    with pytest.raises(ConfigError, match="may not set 'max_num_seqs'; give --generate_bs"):
+        options(more={"max_num_seqs": 3})
     with pytest.raises(CapabilityError, match="no float64"):
         options(dtype="float64")
     stock = options().arguments()
@@ -213,6 +217,7 @@ def test_the_server_command_and_its_request_agree(capsys):
     text = open_codec(RunConfig(method="baseline", model_name="tiny")).decode(body["prompt"])
     assert text.count(question) == 4
     assert body["stop_token_ids"] == [1]
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
     assert main(["vllm", "--model_name", "tiny", "--question", "What is <|pad|>?"]) == 1
     assert "stands for a thought" in capsys.readouterr().err
 

@@ -1,7 +1,8 @@
 """VLLMBackend: jobs in, outcomes out, on an engine that is kept full. A broken engine is started again.
 
 An engine that dies takes everything in it along, and does not say which request it died of. So the jobs that were in it
-run again; those that were there twice run alone, at the end; and the one that kills an engine alone is to blame.
+run again; those that were there twice run alone, at the end; and the one that kills an engine alone is to blame - if
+another engine is well without it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ LATENT_CAPABILITIES: Final = frozenset({Capability.MEMORY, Capability.TEMPERATUR
 STOCK_CAPABILITIES: Final = frozenset({Capability.TEMPERATURE})
 SUSPECT: Final = 2
 """Deaths of an engine after which the jobs that were in it each time run alone."""
-MOST_DEATHS: Final = 5
-"""Deaths in a row, without one finished request between them, after which the engine is given up."""
+MOST_DEATHS: Final = 8
+"""Deaths and failed starts in a row, without one finished request between them, after which the engine is given up."""
+SECONDS_BEFORE_A_START: Final = 10.0
+"""Wait after a start that failed: a dead process may hold its device's memory for a while."""
 MOST_RETRIES: Final = 1
 """Times a request is asked for again that the engine gave up."""
 
@@ -85,6 +88,7 @@ class VLLMBackend:
         self._queue: deque[_Work] = deque()
         self._running: dict[str, _Work] = {}
         self._done: list[Outcome] = []
+        self._blamed: list[Outcome] = []
         self._deaths = 0
         self._share = 0.0
 
@@ -134,6 +138,8 @@ class VLLMBackend:
             self._share += (time.perf_counter() - began) / in_flight
             for item in finished:
                 self._take(item)
+        if not self._done:  # nothing else is left that could show an engine to be well
+            self._done, self._blamed = self._blamed, []
         done, self._done = self._done, []
         return done
 
@@ -170,7 +176,7 @@ class VLLMBackend:
         return {
             "backend": "vllm",
             "device": facts.device,
-            "device_name": platform.machine() if facts.device == "cpu" else facts.device,
+            "device_name": facts.device_name,
             "dtype": facts.dtype,
             "attention": "vllm",
             "context": facts.context,
@@ -221,6 +227,8 @@ class VLLMBackend:
         if work is None:
             return  # taken back in the meantime
         self._deaths = 0
+        self._done += self._blamed
+        self._blamed = []
         key = work.job.key
         if item.may_pass and work.retries < MOST_RETRIES:
             work.retries += 1
@@ -268,7 +276,9 @@ class VLLMBackend:
             work.deaths += 1
         if len(lost) == 1 and lost[0].deaths > SUSPECT:
             blame = SampleError(f"the vLLM engine died {lost[0].deaths} times with this sample in it, at last {reason}")
-            self._done.append(JobError(key=lost.pop().job.key, error=blame))
+            self._blamed.append(JobError(key=lost.pop().job.key, error=blame))
+            for work in self._queue:  # it was not them
+                work.deaths = min(work.deaths, SUSPECT - 1)
         self._queue.extendleft(work for work in reversed(lost) if not work.is_suspect)
         self._queue.extend(work for work in lost if work.is_suspect)
         logger.warning("the vLLM engine died (%s); %d samples in it run again", reason, len(lost))
@@ -281,13 +291,30 @@ class VLLMBackend:
                 f"the vLLM engine died {self._deaths} times in a row, at last {reason}. Nothing that was stored is "
                 "lost: the same command goes on"
             ) from error
-        self._engine = self._start()
+        self._engine = self._start_again()
+
+    def _start_again(self) -> Engine:
+        """Start an engine in place of a dead one; a start that fails is tried again.
+
+        Raises:
+            EngineError: It fails too often.
+        """
+        while True:
+            try:
+                return self._start()
+            except EngineError as error:
+                self._deaths += 1
+                if self._deaths >= MOST_DEATHS:
+                    raise
+                logger.warning("%s; trying again in %.0f s", error, SECONDS_BEFORE_A_START)
+            time.sleep(SECONDS_BEFORE_A_START)
 
     def _forget(self, keys: Sequence[str]) -> None:
         """Take jobs back, wherever they are."""
         gone = set(keys)
         self._queue = deque(work for work in self._queue if work.job.key not in gone)
         self._done = [outcome for outcome in self._done if outcome.key not in gone]
+        self._blamed = [outcome for outcome in self._blamed if outcome.key not in gone]
         names = [name for name, work in self._running.items() if work.job.key in gone]
         for name in names:
             del self._running[name]

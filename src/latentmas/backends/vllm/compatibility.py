@@ -53,6 +53,15 @@ HOOKS: Final = (
         parameters=("block_hashes", "max_cache_hit_length"),
     ),
     Hook(path="vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks"),
+    Hook(path="vllm.v1.core.kv_cache_manager:KVCacheManager.__init__", words=("self.coordinator",)),
+    Hook(path="vllm.v1.core.sched.output:SchedulerOutput", words=("preempted_req_ids", "finished_req_ids")),
+    Hook(path="vllm.v1.core.sched.output:NewRequestData", words=("prompt_token_ids",)),
+    Hook(
+        path="vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices",
+        words=("org_vocab_start_index", "org_vocab_end_index"),
+    ),
+    Hook(path="vllm.config:VllmConfig.use_v2_model_runner"),
+    Hook(path="vllm.v1.worker.gpu.model_states.interface:ModelState", words=("self.max_num_reqs", "max_model_len")),
     Hook(path="vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing"),
     Hook(path="vllm.v1.request:Request.update_block_hashes", words=("self._block_hasher(self)",)),
     Hook(path="vllm.v1.worker.gpu.model_states:resolve_model_state_cls", words=("get_model_state_cls",)),
@@ -76,6 +85,8 @@ HOOKS: Final = (
         ),
     ),
     Hook(path=f"{_V1_RUNNER}.execute_model", words=("self._model_forward(", "self.model.compute_logits(")),
+    Hook(path=f"{_V1_RUNNER}.__init__", words=("self.max_num_reqs", "self.requests")),
+    Hook(path="vllm.v1.worker.gpu_input_batch:CachedRequestState", words=("generator",)),
     Hook(path=f"{_V1_RUNNER}._dummy_run", words=("self.model(",)),
     Hook(path=f"{_V1_RUNNER}._prepare_inputs", words=("self.query_start_loc.np", "self.discard_request_mask.np")),
     Hook(
@@ -84,6 +95,7 @@ HOOKS: Final = (
     ),
     Hook(path="vllm.v1.engine.core_client:SyncMPClient.get_output", words=("self.outputs_queue.get()",)),
     Hook(path="vllm.v1.engine.core_client:BackgroundResources", words=("engine_dead",)),
+    Hook(path="vllm.v1.worker.gpu_worker:Worker.load_model", words=("self.model_runner",)),
     Hook(path="vllm.v1.worker.gpu_worker:Worker.execute_model", parameters=("scheduler_output",)),
 )
 """Everything private that `scheduler`, `models`, `model_state`, `worker` and `engine` rely on."""
@@ -173,7 +185,7 @@ def _unsupported(config: Any) -> Iterator[str]:
         yield "pipeline parallelism"
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
         yield "context parallelism"
-    if getattr(parallel, "enable_dbo", False):
+    if getattr(parallel, "use_ubatching", False):
         yield "dual batch overlap"
     if config.kv_transfer_config is not None:
         yield "KV connectors and offloading"
@@ -183,8 +195,13 @@ def _unsupported(config: Any) -> Iterator[str]:
         yield "LoRA"
     if not config.scheduler_config.enable_chunked_prefill:
         yield "chunked prefill turned off"
-    speculative = config.speculative_config
-    if speculative is not None and speculative.method != "ngram":
-        yield f"speculative decoding by {speculative.method}"
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
+        yield "context parallelism of prefill"
+    if getattr(parallel, "enable_batch_sharded_sampling", False) or getattr(
+        config.scheduler_config, "enable_batch_sharded_sampling", False
+    ):
+        yield "sampling that is spread over workers by request"
+    if config.speculative_config is not None:
+        yield "speculative decoding"
     if getattr(config.model_config, "multimodal_config", None) is not None:
         yield "multimodal models"

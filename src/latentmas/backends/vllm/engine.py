@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
+import platform
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, final
 
-from latentmas.backends.vllm.compatibility import check_hooks
+from latentmas.backends.vllm.compatibility import check_hooks, check_installed
 from latentmas.backends.vllm.requests import Request
 from latentmas.backends.vllm.settings import LatentSettings, latent_name
 from latentmas.errors import CapabilityError, ConfigError, EngineError, LatentMASError, NumericalError, SampleError
@@ -27,6 +28,22 @@ OURS: Final = frozenset(
     }
 )
 """Engine options that decide whether thoughts are right; nobody else sets them."""
+FLAGS: Final[Mapping[str, str]] = {
+    **{
+        name: f"--{name}"
+        for name in (
+            "dtype",
+            "revision",
+            "trust_remote_code",
+            "tensor_parallel_size",
+            "gpu_memory_utilization",
+            "enable_prefix_caching",
+            "max_model_len",
+        )
+    },
+    "max_num_seqs": "--generate_bs",
+}
+"""Engine options that have an option of their own."""
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
@@ -67,6 +84,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if taken := sorted(OURS & self.more.keys()):
             raise ConfigError(f"--vllm_options may not set {taken[0]!r}, which latentmas sets itself")
+        if taken := sorted(FLAGS.keys() & self.more.keys()):
+            raise ConfigError(f"--vllm_options may not set {taken[0]!r}; give {FLAGS[taken[0]]}")
         if self.dtype == "float64":
             raise CapabilityError("vLLM has no float64; use --dtype float32, or leave --use_vllm out")
         if self.latent is not None:
@@ -134,6 +153,7 @@ class EngineFacts:
     dtype: str
     version: str
     device: str
+    device_name: str = ""
     checkpoint: tuple[str, ...] = ()
     runner: str = ""
 
@@ -159,7 +179,9 @@ class VLLMEngine:
     """
 
     def __init__(self, options: EngineOptions) -> None:
-        check_hooks()
+        check_installed()
+        if options.latent is not None:
+            check_hooks()
         from vllm import EngineArgs, envs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -220,12 +242,14 @@ class VLLMEngine:
         if engine is None:
             return
         self._closed.set()
+        here = not hasattr(engine.engine_core, "outputs_queue")
         engine.engine_core.shutdown()
         del engine
         gc.collect()
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+        if here:  # what the engine set up in this process would be in the way of the next one
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()
+            cleanup_dist_env_and_memory()
 
     def _watch_over(self, client: Any) -> None:
         """Let `step` fail when the engine's process is killed; vLLM's own client would wait for it forever."""
@@ -296,6 +320,7 @@ class VLLMEngine:
             dtype=str(model.dtype).removeprefix("torch."),
             version=vllm.__version__,
             device=str(current_platform.device_type),
+            device_name=platform.machine() if current_platform.is_cpu() else current_platform.get_device_name(),
             checkpoint=tuple(report.get("checkpoint", ())),
             runner=report.get("runner", ""),
         )

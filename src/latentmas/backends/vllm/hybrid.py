@@ -68,7 +68,7 @@ class HybridEngine:
         wanted = shape(next(iter(programs.values())))
         names = [name for name, program in programs.items() if shape(program) == wanted]
         names = names[: self._thinker.batch_size]
-        results = self._embed([programs[name] for name in names])
+        results = self._embed_in_parts([programs[name] for name in names])
         failed = []
         for name, result in zip(names, results, strict=True):
             request = self._waiting.pop(name)
@@ -79,6 +79,18 @@ class HybridEngine:
             except SampleError as error:
                 failed.append(Finished(name=name, written=(), finish_reason=None, error=error))
         return failed
+
+    def _embed_in_parts(self, programs: Sequence[Program]) -> list[Tensor | SampleError]:
+        """Embed a batch; when the thinker's memory runs out, its halves, as the transformers backend does."""
+        try:
+            return self._embed(programs)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            shortage = str(error)
+        if len(programs) == 1:
+            return [SampleError(f"out of memory with a single sample in the second model: {shortage}")]
+        half = (len(programs) + 1) // 2
+        self._thinker.batch_size = min(self._thinker.batch_size, half)
+        return [*self._embed_in_parts(programs[:half]), *self._embed_in_parts(programs[half:])]
 
     @torch.inference_mode()
     def _embed(self, programs: Sequence[Program]) -> list[Tensor | SampleError]:

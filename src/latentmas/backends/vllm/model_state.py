@@ -9,7 +9,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from latentmas.backends.vllm.chunks import thought_positions
 from latentmas.backends.vllm.settings import LatentSettings
-from latentmas.backends.vllm.thoughts import Chunks
+from latentmas.backends.vllm.thoughts import Chunks, check_chunk
 
 
 class LatentModelState(DefaultModelState):
@@ -37,6 +37,8 @@ class LatentModelState(DefaultModelState):
         # Of a request that decodes, the runner knows only a bound of the position; it lies behind the prompt anyhow.
         start = input_batch.num_computed_tokens_np[:count].astype(np.int64)
         end = np.minimum(start + input_batch.num_scheduled_tokens[:count], self._marked.shape[1] - 1)
+        for row in np.flatnonzero(input_batch.num_scheduled_tokens[:count] > 1):
+            check_chunk(self._marked[slot[row]], start[row], end[row])
         self._thoughts.begin(
             Chunks(
                 slot=slot,

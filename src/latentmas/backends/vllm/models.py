@@ -21,7 +21,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from latentmas.alignment import AlignmentKind, EmbeddingSpace, build_alignment
 from latentmas.backends.fingerprint import describe_weight
-from latentmas.backends.vllm.settings import LatentSettings
+from latentmas.backends.vllm.settings import SCHEDULER, LatentSettings
 from latentmas.backends.vllm.thoughts import Thoughts
 from latentmas.errors import CapabilityError
 
@@ -58,9 +58,13 @@ class _Thinks:
         """Build the alignment and the store, once the weights are loaded and before memory is given to the KV cache.
 
         Raises:
-            CapabilityError: The alignment cannot be had here.
+            CapabilityError: The alignment cannot be had here, or the engine has another scheduler than ours.
         """
         config, settings = self._latent_config, self._latent_settings
+        if config.scheduler_config.scheduler_cls != SCHEDULER:
+            raise CapabilityError(
+                f"thoughts need the scheduler {SCHEDULER}; give it as --scheduler-cls, as `latentmas vllm` prints it"
+            )
         space = self._space()
         if settings.alignment == AlignmentKind.SOFT and get_tensor_model_parallel_world_size() > 1:
             raise CapabilityError("--alignment soft needs all logits in one place; use --tensor_parallel_size 1")
@@ -97,10 +101,11 @@ class _Thinks:
     def _described(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         model = self._latent_config.model_config
         first = get_tensor_model_parallel_rank() == 0
+        device = self.lm_head.weight.device  # type: ignore[attr-defined]
         skipped = {"lm_head.weight"} if model.hf_text_config.tie_word_embeddings else set()
         for name, weight in weights:
             if first and name not in skipped and not name.endswith("inv_freq"):
-                self.checkpoint.append(describe_weight(name, weight.to(model.dtype)))
+                self.checkpoint.append(describe_weight(name, weight.to(device, model.dtype)))
             yield name, weight
 
     @staticmethod

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from copy import copy
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -41,8 +41,8 @@ class _ThoughtRules:
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._placeholder = LatentSettings.of(options["vllm_config"]).placeholder
-        self._thoughts: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
-        self._salted: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self._thoughts: WeakKeyDictionary[Any, tuple[int, tuple[int, ...]]] = WeakKeyDictionary()
+        self._with_salt: WeakSet[Any] = WeakSet()
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Let a chunk contain a thought only as its first token."""
@@ -64,15 +64,18 @@ class _ThoughtRules:
 
     def _update_request_with_output(self, request: Any, new_token_ids: list[int], *args: Any, **options: Any) -> Any:
         """Keep a placeholder that was *written*, an ordinary token, apart from thoughts in the prefix cache."""
-        if self._placeholder in new_token_ids and request not in self._salted and request._block_hasher is not None:
-            self._salted[request] = True
+        hashes = request._block_hasher is not None
+        if hashes and self._placeholder in new_token_ids and request not in self._with_salt:
+            self._with_salt.add(request)
             request._block_hasher = _salted(request._block_hasher, request.request_id)
         return super()._update_request_with_output(request, new_token_ids, *args, **options)  # type: ignore[misc]
 
     def _thoughts_of(self, request: Any) -> tuple[int, ...]:
-        if (known := self._thoughts.get(request)) is None:
+        # The prompt of a streaming session grows.
+        length, known = self._thoughts.get(request, (-1, ()))
+        if length != request.num_prompt_tokens:
             known = thought_positions(request.prompt_token_ids or (), self._placeholder)
-            self._thoughts[request] = known
+            self._thoughts[request] = (request.num_prompt_tokens, known)
         return known
 
 

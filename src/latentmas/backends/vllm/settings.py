@@ -53,7 +53,7 @@ class LatentSettings:
         if not isinstance(given, Mapping):
             raise ConfigError(
                 f"this vLLM engine uses a class of latentmas without its settings; give --additional-config with an "
-                f"entry {KEY!r}, as `latentmas vllm_command` prints it"
+                f"entry {KEY!r}, as `latentmas vllm` prints it"
             )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(given.keys() - known):

@@ -37,6 +37,19 @@ class Chunks:
     ends: NDArray[np.bool_]
 
 
+def check_chunk(marked: NDArray[np.bool_], start: int, end: int) -> None:
+    """Make sure that a chunk holds a thought only at its start, which is the scheduler's promise.
+
+    Args:
+        marked: By position, whether it is a thought.
+    """
+    if marked[start + 1 : end].any():
+        raise RuntimeError(
+            f"a step reads positions {start} to {end - 1} of a request at once, with a thought behind the first of "
+            "them; this vLLM does not schedule as latentmas asks for"
+        )
+
+
 @final
 class Thoughts:
     """The thoughts of all requests of one worker.

@@ -10,7 +10,7 @@ import numpy as np
 from vllm.platforms import current_platform
 
 from latentmas.backends.vllm.settings import LatentSettings
-from latentmas.backends.vllm.thoughts import Chunks, Thoughts
+from latentmas.backends.vllm.thoughts import Chunks, Thoughts, check_chunk
 from latentmas.errors import CapabilityError
 
 
@@ -83,6 +83,9 @@ class _BatchWatch:
         starts = self._runner.query_start_loc.np[: count + 1].astype(np.int64)
         position = batch.num_computed_tokens_cpu[:count].astype(np.int64)
         after = position + np.diff(starts)
+        for row in np.flatnonzero(np.diff(starts) > 1):
+            prompt = batch.token_ids_cpu[row, : batch.num_prompt_tokens[row]]
+            check_chunk(prompt == self._placeholder, position[row], after[row])
         self._thoughts.begin(
             Chunks(
                 slot=np.array([self._slots[name] for name in names], dtype=np.int64),

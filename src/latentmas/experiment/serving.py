@@ -1,0 +1,64 @@
+"""vLLM's own server with latent teams: the command that starts it, and a request for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from latentmas import agents, prompts
+from latentmas.experiment import compose
+from latentmas.experiment.config import RunConfig
+from latentmas.experiment.engines import vllm_options
+from latentmas.protocols import Codec
+from latentmas.samples import AnswerKind, Sample
+
+
+def server_command(config: RunConfig, codec: Codec) -> list[str]:
+    """Return the words of a command that starts vLLM's own server with thoughts.
+
+    Raises:
+        CapabilityError: This model cannot think on vLLM.
+    """
+    options = vllm_options(config, codec, thinks=True, with_text=True)
+    assert options.latent is not None
+    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", options.model, "--dtype", options.dtype]
+    # Requests say how they sample; what the model's folder recommends would come on top of it.
+    words += ["--generation-config", "vllm"]
+    if options.revision is not None:
+        words += ["--revision", options.revision]
+    for name, value in options.latent.engine_options(options.architecture).items():
+        words += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, object]:
+    """Return the body of a request to ``/v1/completions`` that is a whole team on one question.
+
+    Raises:
+        SampleError: The question holds the placeholder.
+    """
+    from latentmas.backends.vllm.requests import Passage, unfit
+
+    options = vllm_options(config, codec, thinks=True, with_text=True)
+    assert options.latent is not None
+    placeholder = options.latent.placeholder
+    graph = agents.load_team(config.team) if config.team else agents.chain()
+    prompt_set = prompts.load_prompts(config.prompt)
+    method = compose.build_method(config, graph, prompt_set, codec, kind=AnswerKind.NUMBER)
+    program = next(method.solve(Sample(id="question", question=question, target="")))
+    error = unfit(program, context=sys.maxsize, vocabulary=sys.maxsize, placeholder=placeholder)
+    if error is not None:
+        raise error
+    request = Passage(program, config.seed, placeholder).request()
+    return {
+        "model": options.model,
+        "prompt": list(request.tokens),
+        "max_tokens": request.max_tokens,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "top_k": request.sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": request.seed,
+        "stop_token_ids": sorted(options.stop_tokens),
+    }
