@@ -32,6 +32,7 @@ VOCABULARY = 272
 BLOCK = 32
 CONTEXT = 1024
 NEW_TOKENS = 16
+# On a GPU it is the V2 runner in any case; the tests there say so themselves.
 RUNNER = "V2" if os.environ.get("TRITON_INTERPRET") == "1" else "V1"
 # vLLM's attention on a CPU wants heads of 32 at least.
 SIZES = {"hidden_size": 128, "head_dim": 32, "vocab_size": VOCABULARY}
@@ -116,7 +117,7 @@ class Bench:
                 "dtype": "float32",
                 "max_model_len": CONTEXT,
                 "max_num_seqs": 16,
-                "more": {**ENGINE, **more},
+                "more": {name: value for name, value in {**ENGINE, **more}.items() if value is not None},
                 **named,
             }
         )
@@ -136,7 +137,8 @@ class Bench:
             model_id="tiny-random",
         )
         try:
-            assert backend.environment()["model_runner"] in (RUNNER, None)
+            if backend.environment()["device"] == "cpu":
+                assert backend.environment()["model_runner"] in (RUNNER, None)
             yield backend
         finally:
             backend.close()

@@ -205,6 +205,29 @@ def test_requests_that_the_engine_gives_up_are_asked_for_again(bench: Bench) -> 
         assert len(given_up) == 2
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("vllm.v1.core.sched.scheduler:Scheduler", "_reserve_prefill_lookahead"),
+        ("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "_model_forward"),
+        ("vllm.v1.core.kv_cache_manager:KVCacheManager", "create_kv_cache_blocks"),
+    ],
+)
+def test_every_hook_is_there_and_one_that_is_not_is_named(
+    place: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    from latentmas.backends.vllm import compatibility
+    from latentmas.errors import CapabilityError
+
+    compatibility.check_hooks()
+    module, _, owner = place.partition(":")
+    monkeypatch.delattr(getattr(importlib.import_module(module), owner), name)
+    with pytest.raises(CapabilityError, match=f"vLLM {compatibility.installed()} lacks .*{name}"):
+        compatibility.check_hooks()
+
+
 @pytest.mark.v2
 def test_our_model_refuses_a_scheduler_that_is_not_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server command without that one option would answer, and be wrong."""

@@ -85,6 +85,7 @@ HOOKS: Final = (
         ),
     ),
     Hook(path=f"{_V1_RUNNER}.execute_model", words=("self._model_forward(", "self.model.compute_logits(")),
+    Hook(path=f"{_V1_RUNNER}._model_forward"),
     Hook(path=f"{_V1_RUNNER}.__init__", words=("self.max_num_reqs", "self.requests")),
     Hook(path="vllm.v1.worker.gpu_input_batch:CachedRequestState", words=("generator",)),
     Hook(path=f"{_V1_RUNNER}._dummy_run", words=("self.model(",)),
