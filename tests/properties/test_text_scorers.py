@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from latentmas.samples import FinishReason, Score, Verdict
 from latentmas.scorers import choice, number
+from latentmas.scorers._code_limits import calibration_seconds
 
+ORDINARY_CALIBRATION = 0.0046
+"""What `calibration_seconds` returned where the limits below were set."""
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 LETTERS = ("A", "B", "C", "D")
 CANCER = ("Hemolytic uremic syndrome", "Oral ulcers", "Colorectal cancer", "$\\frac{1}{2}$ of \\textbf{E. coli}")
@@ -175,10 +178,16 @@ def test_a_letter_in_prose_is_no_answer(words):
 
 
 def check_time(grader, texts, seconds):
+    """Seconds are those of an ordinary machine; a slow or busy one gets as many more as a fixed piece of work takes."""
     for text in texts:
         began = time.process_time()
         GRADERS[grader](text, finish_reason=STOP)
-        assert time.process_time() - began < seconds, text[:40]
+        taken = time.process_time() - began
+        assert taken < seconds or taken < seconds * slowness(), text[:40]
+
+
+def slowness():
+    return max(1.0, calibration_seconds() / ORDINARY_CALIBRATION)
 
 
 @pytest.mark.parametrize("grader", ["number", "choice"])
