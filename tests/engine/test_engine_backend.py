@@ -10,7 +10,7 @@ import pytest
 
 from contracts import laws
 from contracts.laws import GREEDY, STREAM_ONLY, WARM, Subject, chain, jobs, outcomes, prompts
-from engine.conftest import CONTEXT, PLACEHOLDER, VOCABULARY, Bench, Model, Watch
+from engine.conftest import CONTEXT, PLACEHOLDER, RUNNER, VOCABULARY, Bench, Model, Watch
 from latentmas.errors import ContextLimitError, NumericalError, SampleError
 from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Think, Write
 from latentmas.protocols import Completion, Job, JobError
@@ -18,6 +18,8 @@ from latentmas.protocols import Completion, Job, JobError
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 MODEL = Model(realign=True)
+# The interpreter of Triton cannot run vLLM's kernel for top-p, which is stock vLLM's own on every runner.
+SAMPLED = WARM if RUNNER == "V1" else Sampling(temperature=0.8)
 POISON = 199
 """A token that random prompts may hold; its embedding is NaN in a poisoned model."""
 
@@ -35,7 +37,7 @@ def subject(backend: Any) -> Subject:
 
 
 @pytest.mark.v2
-@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_neither_company_nor_order_changes_an_outcome(subject: Subject, sampling: Sampling) -> None:
     work = laws.mixed_work(sampling)
     alone = {job.key: outcomes(subject.open(1), [job])[job.key] for job in work[:5]}
