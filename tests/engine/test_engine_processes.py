@@ -180,8 +180,10 @@ def test_an_engine_process_that_is_killed_is_started_again(tmp_path: Path) -> No
 
     folder, log = tmp_path / "run", tmp_path / "log"
     engine = json.dumps({"kv_cache_memory_bytes": 60_000_000, "enforce_eager": True})
-    words = ["--method", "latent_mas", "--model_name", "tiny", "--task", "tiny_split", "--max_samples", "120"]
-    command = [sys.executable, "-m", "latentmas", "run", *words, "--temperature", "0", "--use_vllm"]
+    words = ["--method", "latent_mas", "--model_name", "tiny", "--task", "tiny_split", "--max_samples", "240"]
+    # Few at once, so that most of the run is still ahead when the process is killed.
+    words += ["--generate_bs", "4", "--temperature", "0", "--use_vllm"]
+    command = [sys.executable, "-m", "latentmas", "run", *words]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -204,7 +206,7 @@ def test_an_engine_process_that_is_killed_is_started_again(tmp_path: Path) -> No
         process.kill()
     assert "the vLLM engine died" in log.read_text()
     found = records(folder)
-    assert len({record["id"] for record in found}) == len(found) == 120
+    assert len({record["id"] for record in found}) == len(found) == 240
     assert not any(record["error"] for record in found)
     left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert left == [], "no process of an engine is left behind"
