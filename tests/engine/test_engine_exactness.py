@@ -226,6 +226,26 @@ def test_preemptions_change_nothing(bench: Bench, report: Any) -> None:
     assert [number for number, row in enumerate(rows) if row.sane and together[number] != row.oracle] == []
 
 
+def test_only_requests_that_run_hold_a_slot(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the V1 runner: one that was preempted starts anew, and whoever takes its place needs the slot."""
+    model = Model()
+    rows = [row for _ in range(3) for row in bench.rows(model, 20)]
+    with bench.engine(model, kv_cache_memory_bytes=640 << 10, max_model_len=256, async_scheduling=False) as backend:
+        watch = Watch(backend)
+        worker = backend._engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
+        store, held = worker._watch._thoughts, []
+        begin = store.begin
+
+        def looked_at(chunks: Any) -> None:
+            held.append({*worker._watch._slots} - {request.request_id for request in watch.scheduler.running})
+            begin(chunks)
+
+        monkeypatch.setattr(store, "begin", looked_at)
+        written(backend, rows)
+    assert watch.preemptions > 0
+    assert not any(held)
+
+
 @pytest.mark.v2
 def test_without_preemption_each_position_is_computed_once(bench: Bench) -> None:
     model = Model(realign=True)

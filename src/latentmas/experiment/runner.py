@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from latentmas.errors import LatentMASError, SampleError
+from latentmas.errors import EngineError, LatentMASError, SampleError
 from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
 from latentmas.protocols import Backend, Completion, Job, JobError, Method, Outcome, Scorer
@@ -94,7 +94,7 @@ def run(
                     score = graders.submit(scorer, *answered) if scorer and answered else None
                     ungraded.append((_withheld(record) if withhold else record, score))
                     store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
-    except LatentMASError:  # an engine that is lost must not take along what was answered
+    except EngineError:  # an engine that is lost must not take along what was answered
         store_graded(leave=0)
         raise
     store_graded(leave=0)

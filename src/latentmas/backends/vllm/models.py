@@ -1,7 +1,7 @@
 """vLLM's own model classes with a place for thoughts: one line per architecture.
 
-The class reads thoughts in `forward`, outside of what vLLM compiles and inside of what it captures as a CUDA graph, and
-makes them in `compute_logits`, which both model runners call with the last hidden state of every request.
+The class reads thoughts in `forward`, outside of what vLLM compiles and inside of what it captures as full CUDA graphs,
+and makes them in `compute_logits`, which both model runners call with the last hidden state of every request.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class _Thinks:
         skipped = {"lm_head.weight"} if model.hf_text_config.tie_word_embeddings else set()
         for name, weight in weights:
             if first and name not in skipped and not name.endswith("inv_freq"):
-                self.checkpoint.append(describe_weight(name, weight.to(device, model.dtype)))
+                dtype = model.dtype if weight.is_floating_point() else weight.dtype  # what is packed stays as it is
+                self.checkpoint.append(describe_weight(name, weight.to(device, dtype)))
             yield name, weight
 
     @staticmethod
