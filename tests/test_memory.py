@@ -17,8 +17,9 @@ from torch import Tensor
 
 from latentmas.backends.hf.load import fingerprint
 from latentmas.errors import MemoryMismatchError, StoreError
-from latentmas.memory import LatentMemory, Rope
+from latentmas.memory import LatentMemory
 from latentmas.program import Handover, KeepSpec, Program, Read, SlotKind, Think
+from latentmas.rope import Rope
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
 ROPES: dict[str, dict[str, object]] = {
@@ -321,7 +322,7 @@ def test_what_is_no_memory_file_is_refused(tmp_path: Path) -> None:
         LatentMemory.load(tmp_path, "x")
     weights = tmp_path / "weights"
     save_file({"weight": torch.ones(2)}, weights)
-    with pytest.raises(MemoryMismatchError, match="has format None; expected 'latentmas-memory-1'"):
+    with pytest.raises(MemoryMismatchError, match="has format None; expected latentmas-memory-2"):
         LatentMemory.load(weights, "x")
     whole = tmp_path / "whole"
     memory_of([1, 2, 1]).save(whole, "x")

@@ -31,7 +31,7 @@ HANDOVER = Handover(agent="planner")
 WRITE = Write(agent="judger", max_new_tokens=8)
 CHAIN = Program((READ, THINK, HANDOVER, Read(agent="judger", tokens=(4, 5)), WRITE))
 BRANCHES = (Program((READ, THINK)), Program((Read(agent="critic", tokens=(7,)), Think(agent="critic", steps=2))))
-DIGEST = "db5593f6ce701d588c1a8fa8421d7289e03092af6dbfe4143529bd55e9169303"
+DIGEST = "69f836f3ea823cfa989b1913d3575c19fa10abe3ae5541bef37d18dac2a624bf"
 
 
 @pytest.mark.parametrize(

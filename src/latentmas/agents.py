@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -92,6 +92,12 @@ class AgentGraph:
                 reached.add(agent.name)
         return tuple(agent for agent in self.agents if agent.name in reached - {name})
 
+    def sources(self, name: str) -> tuple[Agent, ...]:
+        """Return whose memory this agent reads on, in order: whom it hears, but for whom it hears through another."""
+        direct = [agent for agent in self.agents if (agent.name, name) in self.edges]
+        through = {agent.name for speaker in direct for agent in self.heard_by(speaker.name)}
+        return tuple(agent for agent in direct if agent.name not in through)
+
     def _order(self, names: list[str]) -> list[str]:
         """Sort topologically; agents that could go in any order keep the one they were given in."""
         sorter = TopologicalSorter({name: {a for a, b in self.edges if b == name} for name in names})
@@ -113,6 +119,14 @@ def chain(agents: Sequence[Agent] | None = None) -> AgentGraph:
         agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
     names = [agent.name for agent in agents]
     return AgentGraph(tuple(agents), frozenset(pairwise(names)))
+
+
+def parallel(agents: Sequence[Agent] | None = None) -> AgentGraph:
+    """Return a team of independent experts whom the last one hears; without `agents` the four of the paper."""
+    if agents is None:
+        agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
+    *experts, last = [agent.name for agent in agents]
+    return AgentGraph(tuple(agents), frozenset((expert, last) for expert in experts))
 
 
 class _Prompts(BaseModel):
@@ -149,8 +163,15 @@ class _TeamEntry(BaseModel):
     edges: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
 
 
-def load_team(path: Path | str) -> AgentGraph:
+Wiring = Callable[[Sequence[Agent]], AgentGraph]
+"""A topology: how agents that are only listed hear each other."""
+
+
+def load_team(path: Path | str, wiring: Wiring | None = None) -> AgentGraph:
     """Read a team from a YAML file; without ``edges`` it is a chain in the order of the file.
+
+    Args:
+        wiring: Makes a team of the listed agents in another way than a chain; a file with ``edges`` is refused then.
 
     Raises:
         ConfigError: The file cannot be read or describes no team. Names the line and the field.
@@ -161,10 +182,10 @@ def load_team(path: Path | str) -> AgentGraph:
         raise ConfigError(f"team file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"team file {str(path)!r} cannot be read: {error.strerror}") from error
-    return parse_team(text, str(path))
+    return parse_team(text, str(path), wiring)
 
 
-def parse_team(text: str, source: str = "team") -> AgentGraph:
+def parse_team(text: str, source: str = "team", wiring: Wiring | None = None) -> AgentGraph:
     """Return the team that this YAML text describes. `source` names it in errors."""
     root, content = _read_yaml(text, source)
     if not isinstance(content, dict):
@@ -204,7 +225,9 @@ def parse_team(text: str, source: str = "team") -> AgentGraph:
         )
     try:
         if entry.edges is None:
-            return chain(agents)
+            return (wiring or chain)(agents)
+        if wiring is not None:
+            raise ConfigError("the file says itself who hears whom; drop --topology, or its edges")
         return AgentGraph(tuple(agents), frozenset((speaker, hearer) for speaker, hearer in entry.edges))
     except ConfigError as error:
         place = ("agents",) if entry.edges is None else ("edges",)

@@ -1,14 +1,15 @@
 """LatentMemory: the KV cache that agents leave behind, with what every slot is.
 
-This module is the only place that appends, cuts, splits, rotates or counts slots. It knows nothing of models.
+This module is the only place that appends, cuts, splits, joins, moves or counts slots. It knows nothing of models.
 
-Shape letters: B rows in the batch, L layers, H key/value heads, S slots, D head width, T new slots.
+Shape letters: B rows in the batch, L layers, H key/value heads, S slots, D head width, T new slots; P is 1 or L and Q
+is 1 or H: a memory holds the same slots in every layer and head until a hand-over chooses for each of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,72 +20,60 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentmas.errors import MemoryMismatchError, StoreError
-from latentmas.program import SlotKind
+from latentmas.int8 import Packed, Range, pack
+from latentmas.program import Positions, SlotKind, Storage
+from latentmas.rope import Rope
 
-FILE_FORMAT: Final = "latentmas-memory-1"
+FILE_FORMATS: Final = ("latentmas-memory-2", "latentmas-memory-1")
+"""The first is written, all of them are read."""
 GROWTH: Final = 1.5
-"""A buffer that is too small grows to this many times its length, so that appending costs little on average."""
+LARGEST_STEP: Final = 256
+"""A buffer that is too small grows to GROWTH times its length, but by no more than LARGEST_STEP slots: copying it every
+256 tokens costs little beside attending to it 256 times, and half of a long memory would be a lot to keep empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary position embedding whose frequencies do not depend on length.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What of a row's memory belongs to one agent and kind.
 
     Attributes:
-        inverse_frequencies: ``[R/2]`` float32, radians per position.
-        interleaved: Pairs are neighbours (GPT-J) instead of the two halves of the rotated part (Llama).
+        slots: Mean over layers and heads, where they hold different slots.
+        bytes: Of their keys and values.
     """
 
-    inverse_frequencies: Tensor
-    interleaved: bool = False
-
-    def rotate(self, keys: Tensor, offset: Tensor) -> Tensor:
-        """Return keys written at position p as they would be at ``p + offset``.
-
-        The keys' own length (YaRN scales it) is kept: a rotation by an offset has no scale.
-
-        Args:
-            keys: ``[B, H, S, D]``; the first R of D are rotated, the rest pass through.
-            offset: ``[B]`` positions.
-        """
-        width = 2 * self.inverse_frequencies.numel()
-        turning, passing = keys[..., :width].float(), keys[..., width:]
-        angle = offset.to(keys.device)[:, None].float() * self.inverse_frequencies.to(keys.device)  # [B, R/2]
-        cos, sin = (part[:, None, None, :] for part in (angle.cos(), angle.sin()))  # [B, 1, 1, R/2]
-        if self.interleaved:
-            first, second = turning[..., 0::2], turning[..., 1::2]
-        else:
-            first, second = turning.chunk(2, dim=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        joined = torch.stack(turned, dim=-1).flatten(-2) if self.interleaved else torch.cat(turned, dim=-1)
-        return torch.cat([joined.to(keys.dtype), passing], dim=-1)
+    agent: str
+    kind: SlotKind
+    slots: float
+    bytes: int
 
 
 class LatentMemory:
-    """Keys and values of every layer, and for every slot: is it real, its true position, its agent and kind.
+    """Keys and values of every layer, and for every slot: is it real, its position, its agent and kind.
 
     Rows are padded on the left of every Read, so pads lie between the real slots; `valid` tells them apart.
     One rollout owns a memory and appends to it in place (`extend`, then `write` once per layer). Everything else
-    (`keep`, `select_rows`, `split_rows`, `rotate`) leaves this memory as it is and returns a new one.
+    leaves this memory as it is and returns a new one, unless it is told to `release`.
 
     Attributes:
         agent_names: What the numbers in `agents` mean.
         slots: S, the used width of every buffer.
         next_position: ``[B]`` the position of the next token: one past the largest true position ever used,
-            never the number of slots (DESIGN law 4).
+            never the number of slots (DESIGN law 4), unless a hand-over said otherwise.
+        made: ``[B]`` real slots that were ever in this memory.
     """
 
     def __init__(self, rows: int, layers: int, device: torch.device | str = "cpu", capacity: int = 0) -> None:
         self.agent_names: list[str] = []
         self.slots = 0
         self.next_position = torch.zeros(rows, dtype=torch.long, device=device)
+        self.made = torch.zeros(rows, dtype=torch.long, device=device)
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
         self._capacity = capacity
         self._valid = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
-        self._positions = torch.zeros(rows, capacity, dtype=torch.long, device=device)
-        self._agents = torch.zeros(rows, capacity, dtype=torch.int16, device=device)
-        self._kinds = torch.zeros(rows, capacity, dtype=torch.uint8, device=device)
+        self._positions = torch.zeros(1, rows, 1, capacity, dtype=torch.long, device=device)  # [P, B, Q, S]
+        self._agents = torch.zeros(1, rows, 1, capacity, dtype=torch.int16, device=device)
+        self._kinds = torch.zeros(1, rows, 1, capacity, dtype=torch.uint8, device=device)
 
     @property
     def rows(self) -> int:
@@ -99,24 +88,29 @@ class LatentMemory:
         return self.next_position.device
 
     @property
+    def uniform(self) -> bool:
+        """Whether every layer and head holds the same slots."""
+        return self._positions.shape[0] == self._positions.shape[2] == 1
+
+    @property
     def valid(self) -> Tensor:
-        """``[B, S]`` bool: False where a slot is padding."""
+        """``[B, S]`` bool: False where a slot is padding. The same in every layer and head."""
         return self._valid[:, : self.slots]
 
     @property
     def positions(self) -> Tensor:
-        """``[B, S]`` true positions; 0 where a slot is padding."""
-        return self._positions[:, : self.slots]
+        """``[B, S]`` positions, 0 where a slot is padding; ``[P, B, Q, S]`` where the memory is not uniform."""
+        return self._label(self._positions)
 
     @property
     def agents(self) -> Tensor:
-        """``[B, S]`` index into `agent_names`."""
-        return self._agents[:, : self.slots]
+        """``[B, S]`` index into `agent_names`; ``[P, B, Q, S]`` where the memory is not uniform."""
+        return self._label(self._agents)
 
     @property
     def kinds(self) -> Tensor:
-        """``[B, S]`` values of `SlotKind`."""
-        return self._kinds[:, : self.slots]
+        """``[B, S]`` values of `SlotKind`; ``[P, B, Q, S]`` where the memory is not uniform."""
+        return self._label(self._kinds)
 
     def keys(self, layer: int) -> Tensor:
         """Return ``[B, H, S, D]``, rotated as the model stored them."""
@@ -134,14 +128,13 @@ class LatentMemory:
     @property
     def slot_bytes(self) -> int:
         """Bytes of the keys and values of one slot over all layers; 0 while nothing was written."""
-        buffers = [buffer for buffer in (*self._keys, *self._values) if buffer is not None]
-        return sum(buffer.shape[1] * buffer.shape[3] * buffer.element_size() for buffer in buffers)
+        return sum(buffer.shape[1] * buffer.shape[3] * buffer.element_size() for buffer in self._buffers())
 
     @property
     def storage_bytes(self) -> int:
-        """Bytes of the buffers behind the keys and values, padding and reserve included."""
-        buffers = [buffer for buffer in (*self._keys, *self._values) if buffer is not None]
-        return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
+        """Bytes of the storages behind the keys and values, each counted once, padding and reserve included."""
+        storages = {buffer.untyped_storage().data_ptr(): buffer.untyped_storage() for buffer in self._buffers()}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def agent_number(self, name: str) -> int:
         """Return the number of an agent, and give it one when it is new."""
@@ -149,28 +142,36 @@ class LatentMemory:
             self.agent_names.append(name)
         return self.agent_names.index(name)
 
+    def agent_numbers(self, names: Sequence[str]) -> Tensor:
+        """Return the number of each row's agent, ``[B]``."""
+        return torch.tensor([self.agent_number(name) for name in names], dtype=torch.int16, device=self.device)
+
     def reserve(self, slots: int) -> None:
         """Make room for that many more slots, so that appending them moves nothing."""
         if self.slots + slots > self._capacity:
             self._grow(self.slots + slots)
 
-    def extend(self, valid: Tensor, agent: str, kind: SlotKind) -> Tensor:
-        """Append T slots of an agent and return their positions, ``[B, T]``; `write` then fills each layer.
+    def extend(self, valid: Tensor, agents: str | Sequence[str], kind: SlotKind) -> Tensor:
+        """Append T slots and return their positions, ``[B, T]``; `write` then fills each layer.
 
         Args:
             valid: ``[B, T]`` bool; padding gets position 0 and takes none.
+            agents: Of each row, or one for all.
         """
         new = valid.shape[1]
         if self.slots + new > self._capacity:
-            self._grow(max(self.slots + new, int(self._capacity * GROWTH)))
+            step = min(int(self._capacity * (GROWTH - 1)), LARGEST_STEP)
+            self._grow(max(self.slots + new, self._capacity + step))
         span = slice(self.slots, self.slots + new)
         real = valid.long()
         positions = (self.next_position[:, None] + real.cumsum(dim=1) - 1) * real  # [B, T]
         self._valid[:, span] = valid
-        self._positions[:, span] = positions
-        self._agents[:, span] = self.agent_number(agent)
-        self._kinds[:, span] = int(kind)
+        self._positions[..., span] = positions[None, :, None]
+        names = [agents] * self.rows if isinstance(agents, str) else agents
+        self._agents[..., span] = self.agent_numbers(names)[None, :, None, None]
+        self._kinds[..., span] = int(kind)
         self.next_position = self.next_position + real.sum(dim=1)
+        self.made = self.made + real.sum(dim=1)
         self.slots += new
         return positions
 
@@ -196,37 +197,46 @@ class LatentMemory:
             full.append(buffer[:, :, : self.slots])
         return full[0], full[1]
 
-    def keep(self, chosen: Tensor) -> LatentMemory:
+    def forget_newest(self, valid: Tensor) -> None:
+        """Take back an `extend` of slots that were read on trial; `valid` is what it was given."""
+        new = valid.long().sum(dim=1)
+        self.slots -= valid.shape[1]
+        self.next_position, self.made = self.next_position - new, self.made - new
+
+    def keep(self, chosen: Tensor, *, release: bool = False) -> LatentMemory:
         """Return the chosen slots of each row, in their old order and at their old positions.
 
-        Rows may keep different numbers of slots; shorter rows are padded on the left. `next_position` stays.
+        Rows may keep different numbers of slots; shorter rows are padded on the left. Where nothing is dropped, padding
+        stays as well, so that not one bit of what follows changes. `next_position` stays.
 
         Args:
-            chosen: ``[B, S]`` bool. Padding is dropped even where it is chosen.
+            chosen: ``[B, S]`` bool, or ``[P, B, Q, S]``: a set for each layer or head, of equal size within a row.
+                Padding is dropped even where it is chosen.
+            release: Give up this memory layer by layer, so that the two never exist as a whole.
+
+        Raises:
+            MemoryMismatchError: The shape is another one, or the sets of a row differ in size.
         """
-        if chosen.shape != self.valid.shape:
+        sets = chosen[None, :, None] if chosen.dim() == 2 else chosen
+        if sets.shape[1::2] != self.valid.shape:
             raise MemoryMismatchError(
                 f"the choice has shape {tuple(chosen.shape)}, the memory {tuple(self.valid.shape)} (rows, slots)"
             )
-        chosen = chosen & self.valid
-        width = int(chosen.sum(dim=1).max()) if self.rows else 0
-        # Stable, so chosen slots move to the right end of the row without changing their order.
-        order = chosen.long().argsort(dim=1, stable=True)[:, self.slots - width :]  # [B, width]
-        kept = chosen.gather(1, order)
-        result = LatentMemory(self.rows, self.layers, self.device, capacity=width)
-        result.agent_names = list(self.agent_names)
-        result.slots = width
-        result.next_position = self.next_position.clone()
-        result._valid = kept
-        result._positions = self.positions.gather(1, order) * kept
-        result._agents = self.agents.gather(1, order)
-        result._kinds = self.kinds.gather(1, order)
-        for source, target in ((self._keys, result._keys), (self._values, result._values)):
-            for layer, buffer in enumerate(source):
-                if buffer is not None:
-                    index = order.to(buffer.device)[:, None, :, None]
-                    target[layer] = buffer.gather(2, index.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
-        return result
+        sets = sets & self.valid[None, :, None]
+        counts = sets.sum(dim=-1)  # [P, B, Q]
+        kept = counts[0, :, 0]
+        if bool((counts != kept[None, :, None]).any()):
+            raise MemoryMismatchError(
+                "layers or heads would keep different numbers of slots in one row; choose sets of equal size"
+            )
+        if bool((kept == self.real_slots).all()):
+            everything = torch.arange(self.slots, device=self.device).expand(1, self.rows, 1, -1)
+            return self._gather(everything, self.valid.clone(), release=release)
+        return self._gather(*_places(sets, kept), release=release)
+
+    def without_padding(self) -> LatentMemory:
+        """Return the same slots in as few columns as they need."""
+        return self._gather(*_places(self.valid[None, :, None], self.real_slots))
 
     def select_rows(self, rows: Sequence[int]) -> LatentMemory:
         """Return these rows, in this order; a row may be named more than once."""
@@ -234,9 +244,10 @@ class LatentMemory:
         result = LatentMemory(0, self.layers, self.device)
         result.agent_names = list(self.agent_names)
         result.slots, result._capacity = self.slots, self._capacity
-        result.next_position = self.next_position[index]
-        result._valid, result._positions = self._valid[index], self._positions[index]
-        result._agents, result._kinds = self._agents[index], self._kinds[index]
+        result.next_position, result.made = self.next_position[index], self.made[index]
+        result._valid = self._valid[index]
+        result._positions, result._agents = self._positions[:, index], self._agents[:, index]
+        result._kinds = self._kinds[:, index]
         for source, target in ((self._keys, result._keys), (self._values, result._values)):
             target[:] = [
                 None if buffer is None else buffer.index_select(0, index.to(buffer.device)) for buffer in source
@@ -245,8 +256,7 @@ class LatentMemory:
 
     def split_rows(self) -> list[LatentMemory]:
         """Return each row as a memory of its own, without padding."""
-        singles = (self.select_rows([row]) for row in range(self.rows))
-        return [single.keep(single.valid) for single in singles]
+        return [self.select_rows([row]).without_padding() for row in range(self.rows)]
 
     def clone(self) -> LatentMemory:
         """Return a copy that shares nothing with this memory."""
@@ -259,31 +269,170 @@ class LatentMemory:
             offset: ``[B]`` positions, may be negative as long as no position becomes so.
         """
         offset = offset.to(self.device)
-        lowest = torch.where(self.valid, self.positions, self.next_position[:, None]) + offset[:, None]
-        if bool((lowest < 0).any()):
+        used, real = self._positions[..., : self.slots], self.valid[None, :, None]
+        moved = torch.where(real, used, self.next_position[None, :, None, None]) + offset[None, :, None, None]
+        if bool((moved < 0).any()):
             raise MemoryMismatchError(f"rotating by {offset.tolist()} moves a slot before position 0")
         result = self.clone()
-        result._positions[:, : self.slots] = (self.positions + offset[:, None]) * self.valid
+        result._positions[..., : self.slots] = moved * real
         result.next_position = self.next_position + offset
         result._keys = [None if buffer is None else rope.rotate(buffer, offset) for buffer in result._keys]
         return result
 
-    def save(self, path: Path | str, fingerprint: str) -> None:
-        """Write a safetensors file that only a model with this fingerprint will read back."""
+    def reposition(self, policy: Positions, rope: Rope | None) -> None:
+        """Decide where the slots are and where the next token goes, in place, after slots were dropped.
+
+        Args:
+            policy: ``true`` leaves everything; ``rerotate`` moves the slots to 0, 1, 2 ... and turns their keys;
+                ``published`` leaves keys where they are and lets the next token follow the number of slots.
+            rope: Needed to turn keys.
+        """
+        if policy is Positions.TRUE:
+            return
+        if policy is Positions.REROTATE:
+            assert rope is not None
+            compact = ((self.valid.cumsum(dim=1) - 1) * self.valid)[None, :, None]  # [1, B, 1, S]
+            offset = compact - self._positions[..., : self.slots] * self.valid[None, :, None]  # [P, B, Q, S]
+            for layer, buffer in enumerate(self._keys):
+                if buffer is not None:
+                    of_layer = offset[layer if len(offset) > 1 else 0]
+                    buffer[:, :, : self.slots] = rope.rotate(buffer[:, :, : self.slots], of_layer)
+            self._positions[..., : self.slots] = compact
+        self.next_position = self.real_slots
+
+    @classmethod
+    def join(cls, parts: Sequence[LatentMemory], rope: Rope) -> LatentMemory:
+        """Return memories that were made independently, laid end to end: the next positions add up.
+
+        What several parts hold of the same agent is laid down once, as the first of them has it.
+
+        Args:
+            parts: At least one, all of the same rows, layers and widths.
+        """
+        rows, layers, device = parts[0].rows, parts[0].layers, parts[0].device
+        sets, heads = (max(part._positions.shape[axis] for part in parts) for axis in (0, 2))
+        result = cls(rows, layers, device)
+        positions, agents, kinds, wanted = [], [], [], []
+        offset = torch.zeros(rows, dtype=torch.long, device=device)
+        seen: list[Tensor] = []
+        offsets = []
+        for part in parts:
+            shape = (sets, rows, heads, part.slots)
+            valid = part.valid[None, :, None].expand(shape)
+            numbers = result.agent_numbers_of(part)[part._agents[..., : part.slots].long()].expand(shape)
+            again = torch.zeros(shape, dtype=torch.bool, device=device)
+            for row, before in enumerate(_agents_of_rows(seen, rows)):
+                if before:
+                    known = torch.tensor(sorted(before), dtype=numbers.dtype, device=device)
+                    again[:, row] = torch.isin(numbers[:, row], known) & valid[:, row]
+            seen.append(torch.where(valid, numbers, -1))
+            moved = part._positions[..., : part.slots] + offset[None, :, None, None]
+            positions.append(moved.expand(shape) * valid)
+            agents.append(numbers)
+            kinds.append(part._kinds[..., : part.slots].expand(shape))
+            wanted.append(valid & ~again)
+            offsets.append(offset)
+            offset = offset + part.next_position
+        result.slots = result._capacity = sum(part.slots for part in parts)
+        result.next_position = offset
+        result._valid = torch.cat([part.valid for part in parts], dim=1)
+        result._positions, result._agents = torch.cat(positions, dim=-1), torch.cat(agents, dim=-1)
+        result._kinds = torch.cat(kinds, dim=-1)
+        for layer in range(layers):
+            # A memory that starts at 0 is not turned, so that joining one alone changes no bit.
+            turned = [
+                part.keys(layer) if number == 0 else rope.rotate(part.keys(layer), own)
+                for number, (part, own) in enumerate(zip(parts, offsets, strict=True))
+            ]
+            result._keys[layer] = torch.cat(turned, dim=2)
+            result._values[layer] = torch.cat([part.values(layer) for part in parts], dim=2)
+        chosen = torch.cat(wanted, dim=-1)
+        once = chosen.sum(dim=-1)[0, :, 0]
+        result.made = sum((part.made - part.real_slots for part in parts), once)
+        return result.keep(chosen, release=True).without_padding()
+
+    def agent_numbers_of(self, other: LatentMemory) -> Tensor:
+        """Return which numbers here the agents of another memory have, and give them one."""
+        numbers = [self.agent_number(name) for name in other.agent_names]
+        return torch.tensor(numbers or [0], dtype=torch.int16, device=self.device)
+
+    def through_int8(self) -> tuple[int, Tensor, Tensor]:
+        """Store keys and values as int8 and read them back, layer by layer, in place.
+
+        Returns:
+            Bytes they took as int8, padding included, and the error of keys and of values, ``[B]`` each: the root mean
+            square of the difference over the real slots, as a share of that of what was stored.
+        """
+        bytes_stored, errors = 0, []
+        for buffers, by in ((self._keys, Range.CHANNEL), (self._values, Range.TOKEN)):
+            lost, whole = (torch.zeros(self.rows, dtype=torch.float64, device=self.device) for _ in range(2))
+            for buffer in buffers:
+                if buffer is None:
+                    continue
+                used, real = buffer[:, :, : self.slots], self.valid.to(buffer.device)
+                packed = pack(used, real, by)
+                back = packed.unpack()
+                bytes_stored += packed.nbytes
+                for total, part in ((lost, back.double() - used.double()), (whole, used.double())):
+                    square = (part.pow(2).sum(dim=(1, 3)) * real).sum(dim=1)
+                    total.add_(square.to(self.device))
+                buffer[:, :, : self.slots] = torch.where(real[:, None, :, None], back, used)
+            errors.append((lost / whole.clamp_min(1e-300)).sqrt())
+        return bytes_stored, errors[0], errors[1]
+
+    def shares(self) -> list[list[Share]]:
+        """Return for each row what belongs to whom, in the order in which agents came; measured from the tensors."""
+        codes = self._agents[..., : self.slots].long() * len(SlotKind) + self._kinds[..., : self.slots]  # [P, B, Q, S]
+        codes = torch.where(self.valid[None, :, None], codes, -1)
+        found: list[list[Share]] = [[] for _ in range(self.rows)]
+        for code in [number for number in torch.unique(codes).tolist() if number >= 0]:
+            counts = (codes == code).sum(dim=-1).double().cpu()  # [P, B, Q]
+            slots = counts.mean(dim=(0, 2)).tolist()
+            sizes = torch.zeros(self.rows, dtype=torch.float64)
+            for layer in range(self.layers):
+                of_layer = counts[layer if len(counts) > 1 else 0]  # [B, Q]
+                for buffer in (self._keys[layer], self._values[layer]):
+                    if buffer is not None:
+                        of_heads = of_layer.expand(-1, buffer.shape[1]).sum(dim=1)
+                        sizes += of_heads * buffer.shape[3] * buffer.element_size()
+            agent, kind = divmod(code, len(SlotKind))
+            for row, (mean, size) in enumerate(zip(slots, sizes.tolist(), strict=True)):
+                if mean:
+                    name = self.agent_names[agent]
+                    found[row].append(Share(agent=name, kind=SlotKind(kind), slots=mean, bytes=round(size)))
+        return found
+
+    def save(self, path: Path | str, fingerprint: str, storage: Storage = Storage.NATIVE) -> None:
+        """Write a safetensors file that only a model with this fingerprint will read back.
+
+        Args:
+            storage: ``int8`` packs keys per channel and values per token; `load` unpacks them.
+        """
         tensors = {
             "valid": self.valid,
-            "positions": self.positions,
             "next_position": self.next_position,
-            "agents": self.agents,
-            "kinds": self.kinds,
+            "made": self.made,
+            **{name: getattr(self, f"_{name}")[..., : self.slots] for name in ("positions", "agents", "kinds")},
         }
         for layer in range(self.layers):
-            tensors[f"keys.{layer}"], tensors[f"values.{layer}"] = self.keys(layer), self.values(layer)
+            for name, tensor, by in (
+                ("keys", self.keys(layer), Range.CHANNEL),
+                ("values", self.values(layer), Range.TOKEN),
+            ):
+                if storage is Storage.NATIVE:
+                    tensors[f"{name}.{layer}"] = tensor
+                else:
+                    packed = pack(tensor, self.valid.to(tensor.device), by)
+                    parts = packed.tensors()
+                    tensors |= {f"{name}.{layer}.{part}": content for part, content in parts.items()}
+        first = next(self._buffers(), None)
         metadata = {
-            "format": FILE_FORMAT,
+            "format": FILE_FORMATS[0],
             "fingerprint": fingerprint,
             "agent_names": json.dumps(self.agent_names),
             "layers": str(self.layers),
+            "storage": storage.value,
+            "dtype": str(first.dtype if first is not None else None).removeprefix("torch."),
         }
         try:
             save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata)
@@ -305,8 +454,10 @@ class LatentMemory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
             raise MemoryMismatchError(f"{str(path)!r} is not a safetensors file: {error}") from error
-        if metadata.get("format") != FILE_FORMAT:
-            raise MemoryMismatchError(f"{str(path)!r} has format {metadata.get('format')!r}; expected {FILE_FORMAT!r}")
+        if metadata.get("format") not in FILE_FORMATS:
+            raise MemoryMismatchError(
+                f"{str(path)!r} has format {metadata.get('format')!r}; expected {' or '.join(FILE_FORMATS)}"
+            )
         if metadata["fingerprint"] != fingerprint:
             raise MemoryMismatchError(
                 f"{str(path)!r} was made by the model with fingerprint {metadata['fingerprint'][:16]}, this model has "
@@ -318,13 +469,53 @@ class LatentMemory:
             memory.agent_names = json.loads(metadata["agent_names"])
             memory.slots = valid.shape[1]
             memory.next_position = tensors["next_position"]
-            memory._valid, memory._positions = valid, tensors["positions"]
-            memory._agents, memory._kinds = tensors["agents"], tensors["kinds"]
-            memory._keys = [tensors[f"keys.{layer}"] for layer in range(memory.layers)]
-            memory._values = [tensors[f"values.{layer}"] for layer in range(memory.layers)]
-        except (KeyError, ValueError) as error:
+            memory.made = tensors.get("made", memory.next_position)
+            memory._valid = valid
+            memory._positions, memory._agents, memory._kinds = (
+                labels if (labels := tensors[name]).dim() == 4 else labels[None, :, None]
+                for name in ("positions", "agents", "kinds")
+            )
+            for name, buffers in (("keys", memory._keys), ("values", memory._values)):
+                for layer in range(memory.layers):
+                    if metadata.get("storage") == Storage.INT8.value:
+                        dtype = getattr(torch, metadata["dtype"])
+                        buffers[layer] = Packed.from_tensors(tensors, f"{name}.{layer}", dtype).unpack()
+                    else:
+                        buffers[layer] = tensors[f"{name}.{layer}"]
+        except (AttributeError, KeyError, ValueError) as error:
             raise MemoryMismatchError(f"{str(path)!r} is damaged: {error} is missing or broken") from error
         return memory
+
+    def _gather(self, order: Tensor, kept: Tensor, *, release: bool = False) -> LatentMemory:
+        """Return the slots that `order` names, ``[P, B, Q, S']``; `kept` says which of them are real, ``[B, S']``."""
+        sets = max(order.shape[0], self._positions.shape[0])
+        heads = max(order.shape[2], self._positions.shape[2])
+        width = kept.shape[1]
+        result = LatentMemory(self.rows, self.layers, self.device, capacity=width)
+        result.agent_names = list(self.agent_names)
+        result.slots = width
+        result.next_position, result.made = self.next_position.clone(), self.made.clone()
+        result._valid = kept
+        full = order.expand(sets, -1, heads, -1)
+        result._positions, result._agents, result._kinds = (
+            label[..., : self.slots].expand(sets, -1, heads, -1).gather(3, full)
+            for label in (self._positions, self._agents, self._kinds)
+        )
+        result._positions *= kept[None, :, None]
+        for source, target in ((self._keys, result._keys), (self._values, result._values)):
+            for layer, buffer in enumerate(source):
+                if buffer is not None:
+                    target[layer] = _take(buffer, order[layer if len(order) > 1 else 0].to(buffer.device))
+                    if release:
+                        source[layer] = None
+        return result
+
+    def _label(self, label: Tensor) -> Tensor:
+        used = label[..., : self.slots]
+        return used[0, :, 0] if self.uniform else used
+
+    def _buffers(self) -> Iterator[Tensor]:
+        return (buffer for buffer in (*self._keys, *self._values) if buffer is not None)
 
     def _used(self, buffer: Tensor | None, layer: int) -> Tensor:
         if buffer is None:
@@ -335,7 +526,42 @@ class LatentMemory:
         """Lengthen the labels; keys and values follow layer by layer in `write`, so one layer at a time is copied."""
         for name in ("_valid", "_positions", "_agents", "_kinds"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros(old.shape[0], capacity)
-            new[:, : self.slots] = old[:, : self.slots]
+            new = old.new_zeros(*old.shape[:-1], capacity)
+            new[..., : self.slots] = old[..., : self.slots]
             setattr(self, name, new)
         self._capacity = capacity
+
+
+def _places(sets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the chosen slots are, and which of these places are real.
+
+    Args:
+        sets: ``[P, B, Q, S]`` bool.
+        kept: ``[B]`` how many each row keeps.
+
+    Returns:
+        ``[P, B, Q, S']`` slots in ascending order at the right end of each row, and ``[B, S']`` bool.
+    """
+    width = int(kept.max()) if len(kept) else 0
+    order = torch.zeros(*sets.shape[:3], width, dtype=torch.long, device=sets.device)
+    number, row, head, slot = sets.nonzero(as_tuple=True)
+    rank = (sets.cumsum(dim=-1) - 1)[number, row, head, slot]
+    order[number, row, head, rank + width - kept[row]] = slot
+    real = torch.arange(width, device=sets.device) >= width - kept[:, None]
+    return order, real
+
+
+def _take(buffer: Tensor, order: Tensor) -> Tensor:
+    """Return ``[B, H, S', D]``: the slots of each row, ``[B, Q, S']``. Whole slots are copied, not elements."""
+    rows, heads, capacity, width = buffer.shape
+    first = torch.arange(rows * heads, device=buffer.device).view(rows, heads, 1) * capacity
+    places = (first + order).flatten()
+    taken = buffer.reshape(rows * heads * capacity, width).index_select(0, places)
+    return taken.view(rows, heads, order.shape[2], width)
+
+
+def _agents_of_rows(seen: Sequence[Tensor], rows: int) -> list[set[int]]:
+    """Return which agents each row has in any of the parts, ``[P, B, Q, S]`` each with -1 for padding."""
+    return [
+        {agent for part in seen for agent in torch.unique(part[:, row]).tolist() if agent >= 0} for row in range(rows)
+    ]

@@ -3,11 +3,11 @@
 A `Program` is a frozen value. It is checked when it is built, and can be printed, hashed, compared and counted
 before anything runs. Nothing here knows a model, a tokenizer or a task.
 
-    Read(agent, tokens)       prefill tokens on top of what is in memory
-    Think(agent, steps)       append that many latent thoughts
-    Handover(agent, keep)     which of the agent's memory the next agent gets
-    Write(agent, ...)         decode text until end of text or `max_new_tokens`
-    Join(branches)            memories made independently, laid end to end
+    Read(agent, tokens)         prefill tokens on top of what is in memory
+    Think(agent, steps)         append that many latent thoughts
+    Handover(agent, keep, ...)  which of the memory the next agent gets, where, and stored how
+    Write(agent, ...)           decode text until end of text or `max_new_tokens`
+    Join(branches)              memories made independently, laid end to end
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from enum import IntEnum, StrEnum
 
 from latentmas.errors import ProgramError
 
-DIGEST_VERSION = 1
+DIGEST_VERSION = 2
 """Goes into every digest; raised when the meaning of a step changes."""
 
 
@@ -46,10 +46,84 @@ class Positions(StrEnum):
 
     TRUE = "true"
     """Every kept slot stays where it was; the next token follows the largest true position."""
+    REROTATE = "rerotate"
+    """Kept slots move together, to 0, 1, 2 ..., and their keys are turned to where they are now."""
+    PUBLISHED = "published"
+    """Keys stay where they were, and the next token follows the *number* of slots, so that new positions collide with
+    old ones. What the published kNN filter does; for comparison only."""
+
+
+class Storage(StrEnum):
+    """How keys and values wait for the next agent."""
+
+    NATIVE = "native"
+    INT8 = "int8"
+    """Keys in 8 bits per channel, values in 8 bits per token; read back when the next agent comes."""
 
 
 STRUCTURAL_FILTERS = frozenset({"full", "thoughts", "last_agent"})
 """Filters that depend on the agent and kind of a slot only; every backend with a memory can do them."""
+
+
+class Unit(StrEnum):
+    """What the amount of a budget counts."""
+
+    CACHE = "cache"
+    """Share of the slots as they stand, so that one hand-over after the other compounds (published)."""
+    ORIGINAL = "original"
+    """Share of all slots that were ever in the memory."""
+    AGENT = "agent"
+    """Slots of each agent."""
+    SLOTS = "slots"
+    """Slots in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How many slots of a row may be kept, in every layer and head.
+
+    Attributes:
+        amount: A share in (0, 1], rounded down as the published code does, or a whole number of at least 1.
+    """
+
+    unit: Unit = Unit.CACHE
+    amount: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amount", float(self.amount))
+        if self.unit in {Unit.CACHE, Unit.ORIGINAL}:
+            if not 0 < self.amount <= 1:
+                raise ProgramError(f"a budget of {self.amount} of the {self.unit}; expected a share in (0, 1]")
+        elif self.amount < 1 or self.amount != int(self.amount):
+            what = "slots of each agent" if self.unit is Unit.AGENT else "slots"
+            raise ProgramError(f"a budget of {self.amount} {what}; expected a whole number of at least 1")
+
+    def __str__(self) -> str:
+        shares = {Unit.CACHE: f"{self.amount:g}", Unit.ORIGINAL: f"{self.amount:g} of the original"}
+        return shares.get(self.unit) or f"{self.amount:g} slots" + (" of each agent" * (self.unit is Unit.AGENT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protect:
+    """Which slots are kept whatever their score, counted inside the budget. They are kept also where they exceed it.
+
+    Attributes:
+        sinks: That many of the first slots, which attention falls back on (StreamingLLM, arXiv 2309.17453).
+        newest: That many of the last slots.
+        thoughts: All latent thoughts.
+    """
+
+    sinks: int = 0
+    newest: int = 0
+    thoughts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0 or self.newest < 0:
+            raise ProgramError(f"protecting {self.sinks} sinks and {self.newest} newest slots; expected 0 or more")
+
+    def __str__(self) -> str:
+        parts = (f"{self.sinks} sinks" * bool(self.sinks), f"{self.newest} newest" * bool(self.newest))
+        return " + ".join(filter(None, (*parts, "thoughts" * self.thoughts)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +131,16 @@ class KeepSpec:
     """Which slots a hand-over passes on: a filter by name, with its parameters, so that programs hash.
 
     Attributes:
-        name: ``full``, ``thoughts`` (of all agents so far), ``last_agent`` (all slots of the sender), or a filter.
+        name: ``full``, ``thoughts`` (of all agents so far), ``last_agent`` (all slots of the sender), a filter of
+            `latentmas.filters`, one that an installed package registered, or ``path.py:Name``.
         parameters: Name and value of each parameter of the filter, sorted by name.
+        budget: None keeps every slot that the filter does not rule out.
     """
 
     name: str = "full"
     parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
+    budget: Budget | None = None
+    protect: Protect = Protect()
 
     def __post_init__(self) -> None:
         pairs = ((name, value) for name, value in self.parameters)
@@ -70,9 +148,17 @@ class KeepSpec:
         if self.parameters and self.name in STRUCTURAL_FILTERS:
             raise ProgramError(f"{self.name!r} takes no parameters, but was given {self.parameters[0][0]!r}")
 
+    @property
+    def structural(self) -> bool:
+        """Whether agent and kind of a slot alone decide."""
+        return self.name in STRUCTURAL_FILTERS and self.budget is None and self.protect == Protect()
+
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self.parameters)
-        return f"{self.name}({arguments})" if arguments else self.name
+        text = f"{self.name}({arguments})" if arguments else self.name
+        if self.budget is not None:
+            text += f" {self.budget}"
+        return f"{text}, protecting {self.protect}" if str(self.protect) else text
 
 
 KEEP_ALL = KeepSpec()
@@ -144,11 +230,25 @@ class Think:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """Stands between any two agents, also when everything is kept. `agent` is the one who hands over."""
+    """Stands between any two agents, also when everything is kept. `agent` is the one who hands over.
+
+    Filters that look at the receiver look at the next Read. Positions are decided anew where slots were dropped.
+    """
 
     agent: str
     keep: KeepSpec = KEEP_ALL
     positions: Positions = Positions.TRUE
+    storage: Storage = Storage.NATIVE
+
+    @property
+    def passes_everything(self) -> bool:
+        """Whether nothing is dropped, moved or changed."""
+        return self.structural and self.keep.name == "full"
+
+    @property
+    def structural(self) -> bool:
+        """Whether it only drops slots by agent and kind, and leaves the others as they are."""
+        return self.keep.structural and self.positions is Positions.TRUE and self.storage is Storage.NATIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +266,11 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """Run `branches` on empty memories and lay the results end to end, in this order."""
+    """Run `branches` on empty memories and lay the results end to end, in this order.
+
+    Positions of a branch are moved behind those of the branches before it: next positions add up. What several branches
+    hold of the same agent is laid down once, as the first of them has it.
+    """
 
     branches: tuple[Program, ...]
 
@@ -240,7 +344,20 @@ class Program:
     @property
     def agents(self) -> tuple[str, ...]:
         """Names in the order of their first step."""
-        return tuple(dict.fromkeys(_agents(self)))
+        return tuple(dict.fromkeys(step.agent for step in self.flat() if not isinstance(step, Join)))
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """Every Read, those of branches included, in the order in which they stand."""
+        return tuple(step for step in self.flat() if isinstance(step, Read))
+
+    def flat(self) -> Iterator[Step]:
+        """Yield every step; where a Join stands, the steps of its branches come before it."""
+        for step in self.steps:
+            if isinstance(step, Join):
+                for branch in step.branches:
+                    yield from branch.flat()
+            yield step
 
     @property
     def digest(self) -> str:
@@ -277,20 +394,19 @@ class Program:
                 case Write():
                     written += step.max_new_tokens
                     grow(step.agent, SlotKind.TEXT, step.max_new_tokens)
-                case Handover(keep=KeepSpec(name="thoughts")):
+                case Handover(keep=KeepSpec(name="thoughts")) if step.keep.structural:
                     slots = {key: amount for key, amount in slots.items() if key[1] is SlotKind.THOUGHT}
-                case Handover(keep=KeepSpec(name="last_agent")):
+                case Handover(keep=KeepSpec(name="last_agent")) if step.keep.structural:
                     slots = {key: amount for key, amount in slots.items() if key[0] == step.agent}
                 case Join():
                     for branch in step.branches:
                         inner, left = branch._count()
                         prompt += inner.prompt_tokens
                         thoughts += inner.thoughts
-                        written += inner.max_written_tokens
                         position += inner.positions
-                        peak = max(peak, sum(slots.values()) + inner.max_slots)
-                        for key, amount in left.items():
-                            slots[key] = slots.get(key, 0) + amount
+                        peak += inner.max_slots  # branches run side by side
+                        already = {agent for agent, _ in slots}
+                        slots |= {key: amount for key, amount in left.items() if key[0] not in already}
                 case Handover():
                     pass
         count = Count(
@@ -314,15 +430,6 @@ class Program:
     __str__ = describe
 
 
-def _agents(program: Program) -> Iterator[str]:
-    for step in program:
-        if isinstance(step, Join):
-            for branch in step.branches:
-                yield from _agents(branch)
-        else:
-            yield step.agent
-
-
 def _plain(step: Step) -> dict[str, object]:
     if isinstance(step, Join):
         return {"verb": "Join", "branches": [[_plain(inner) for inner in branch] for branch in step.branches]}
@@ -341,6 +448,8 @@ def _lines(program: Program, indent: str) -> Iterator[str]:
                 detail = f"{step.steps} thoughts" + (" of noise" if step.source is ThoughtSource.NOISE else "")
             case Handover():
                 detail = f"keep {step.keep}, positions {step.positions.value}"
+                if step.storage is not Storage.NATIVE:
+                    detail += f", stored as {step.storage.value}"
             case Write():
                 sampling = step.sampling
                 how = "greedy" if sampling.greedy else f"temperature {sampling.temperature}, top-p {sampling.top_p}"

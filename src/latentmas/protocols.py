@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from latentmas.errors import SampleError
 from latentmas.program import Count, Program
 from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Capability(StrEnum):
@@ -25,6 +28,9 @@ class Capability(StrEnum):
     NOISE = "noise"
     JOIN = "join"
     HANDOVER_FILTER = "handover_filter"
+    """Hand-overs that look at what slots hold, move them, or store them in another way."""
+    CAPTURE = "capture"
+    """Giving similarities and embeddings to an artifact sink."""
     TEMPERATURE = "temperature"
 
 
@@ -66,6 +72,47 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverShare:
+    """What a hand-over left of one agent's slots of one kind; slots are a mean over layers and heads."""
+
+    agent: str
+    kind: str
+    slots_before: float
+    slots_after: float
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverAccount:
+    """What a hand-over did to one sample's memory, measured from its tensors.
+
+    Attributes:
+        keep, positions, storage: What was asked for, in words.
+        shares: By agent and kind of slot, in the order in which agents came.
+        storage_before, storage_after: Bytes of the storages behind the whole batch's memory, each counted once, per
+            sample; padding and reserve are in them.
+        stored_bytes: Bytes of the sample's share as they waited for the next agent.
+        trial_tokens: Prompt tokens the next agent read once more on trial, to see what it attends to.
+        key_error, value_error: Root mean square of what int8 changed, as a share of that of what was stored; None where
+            nothing was stored so.
+
+    Two accounts are equal without what depends on the batch.
+    """
+
+    keep: str
+    positions: str
+    storage: str
+    shares: tuple[HandoverShare, ...]
+    trial_tokens: int = 0
+    storage_before: int = field(default=0, compare=False)
+    storage_after: int = field(default=0, compare=False)
+    stored_bytes: int = field(default=0, compare=False)
+    key_error: float | None = field(default=None, compare=False)
+    value_error: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepAccount:
     """What one step of a program did for one sample.
 
@@ -78,6 +125,8 @@ class StepAccount:
         forward_passes: Times the decoder ran for the sample in this step.
         reused_slots: Of the new slots, those that came out of a prefix cache and were not computed.
         seconds: The sample's share of the batch's time. Two accounts are equal without it, and without what was reused.
+        handover: Of a Handover that changed something; None otherwise.
+        branches: Accounts of each branch of a Join; empty otherwise. What a Join itself counts is the joining.
     """
 
     verb: str
@@ -91,6 +140,8 @@ class StepAccount:
     forward_passes: int = 0
     reused_slots: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    handover: HandoverAccount | None = None
+    branches: tuple[tuple[StepAccount, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +183,66 @@ class JobError:
 
 
 Outcome = Completion | JobError
+
+
+class Capture(StrEnum):
+    """What a backend can give to an artifact sink while it runs."""
+
+    SIMILARITY = "similarity"
+    """At every hand-over: the cosine of the next prompt with each key of each layer, before anything is dropped."""
+    EMBEDDINGS = "embeddings"
+    """Of every agent: mean input embedding of its prompt, its thoughts, its last hidden state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Similarity:
+    """How near the next prompt is to each slot of a sample's memory, before a hand-over drops any.
+
+    Attributes:
+        sender, receiver: Names of agents.
+        cosines: ``[L, S]`` in [-1, 1], float32, on the CPU.
+        positions: Of each slot.
+        agents: Name for each slot.
+        kinds: `SlotKind` of each slot.
+    """
+
+    sender: str
+    receiver: str
+    cosines: Tensor
+    positions: tuple[int, ...]
+    agents: tuple[str, ...]
+    kinds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentVectors:
+    """What an agent was and made in the space of input embeddings: float32, on the CPU.
+
+    Attributes:
+        prompt: ``[E]`` mean input embedding of its prompt.
+        thoughts: ``[m, E]`` as they were fed back.
+        hidden: ``[E]`` last hidden state of its turn, before alignment.
+    """
+
+    agent: str
+    prompt: Tensor
+    thoughts: Tensor
+    hidden: Tensor
+
+
+class ArtifactSink(Protocol):
+    """Takes tensors when they are produced, so that no completion carries any."""
+
+    @property
+    def wants(self) -> frozenset[Capture]: ...
+
+    def similarity(self, key: str, number: int, similarity: Similarity) -> None:
+        """Take what a sample's hand-over number so and so looked at."""
+        ...
+
+    def vectors(self, key: str, agents: Sequence[AgentVectors]) -> None:
+        """Take the vectors of a sample, once it is done."""
+        ...
 
 
 class Backend(Protocol):

@@ -94,6 +94,48 @@ class Score:
     detail: str | None = None
 
 
+class HandoverShareRecord(BaseModel):
+    """What a hand-over left of one agent's slots of one kind (`protocols.HandoverShare`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent: str
+    kind: str
+    slots_before: float
+    slots_after: float
+    bytes_before: int
+    bytes_after: int
+
+
+class HandoverRecord(BaseModel):
+    """A hand-over that dropped, moved or packed something (`protocols.HandoverAccount`); sizes are measured.
+
+    Attributes:
+        slots_before, slots_after, bytes_before, bytes_after: Of the sample, in all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: str
+    positions: str
+    storage: str
+    slots_before: float
+    slots_after: float
+    bytes_before: int
+    bytes_after: int
+    storage_before: int
+    storage_after: int
+    stored_bytes: int
+    shares: tuple[HandoverShareRecord, ...]
+    trial_tokens: int = 0
+    key_error: float | None = None
+    value_error: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return _without_defaults(serialize(self), self)
+
+
 class AgentRecord(BaseModel):
     """One agent's turn in one sample.
 
@@ -105,6 +147,7 @@ class AgentRecord(BaseModel):
         seconds: The sample's share of the time its batch spent on the turn.
         reused_slots: Of the turn's slots, those that came out of a prefix cache and were not computed.
         prompt_ids, written_ids: Only with ``--save_ids``.
+        handovers: Of what the agent left, before the next one read; only those that changed something.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +165,7 @@ class AgentRecord(BaseModel):
     reused_slots: int = 0
     prompt_ids: tuple[int, ...] | None = None
     written_ids: tuple[int, ...] | None = None
+    handovers: tuple[HandoverRecord, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_absent_ids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

@@ -294,8 +294,11 @@ def test_a_program_beyond_the_context_is_an_error_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("steps", "missing"),
     [
-        ((Join(branches=(Program((read("a"),)), Program((read("b"),)))), read("c"), write()), "'join'"),
         ((read("a"), handover("knn"), read("c"), write()), "'handover_filter'"),
+        (
+            (Join(branches=(Program((read("a"), handover("knn"))), Program((read("b"),)))), read("c"), write()),
+            "keeps knn",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(steps: tuple[Step, ...], missing: str) -> None:

@@ -93,7 +93,7 @@ def test_two_sessions_on_one_memory_do_not_write_into_each_other(backend):
 def test_an_interrupted_step_leaves_the_session_as_it_was(backend, monkeypatch):
     session = Session(backend).read("a", "one two")
     twin = session.fork()
-    honest = Rollout._forward
+    honest = Rollout.forward
     calls = iter(range(99))
 
     def interrupted(self, *arguments):
@@ -101,7 +101,7 @@ def test_an_interrupted_step_leaves_the_session_as_it_was(backend, monkeypatch):
             raise KeyboardInterrupt
         return honest(self, *arguments)
 
-    monkeypatch.setattr(Rollout, "_forward", interrupted)
+    monkeypatch.setattr(Rollout, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.think("a", 5)
     monkeypatch.undo()

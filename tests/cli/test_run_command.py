@@ -23,9 +23,10 @@ from latentmas.cli.run import work
 from latentmas.errors import NumericalError
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading
+from latentmas.experiment.handovers import filter_spec
 from latentmas.experiment.stats import Summary
 from latentmas.experiment.store import read_records
-from latentmas.program import Program, Read, Write
+from latentmas.program import Budget, Program, Protect, Read, Unit, Write
 from latentmas.protocols import Capability, Completion
 from latentmas.samples import Answer, FinishReason, Record, Sample, Score, Verdict
 
@@ -361,7 +362,7 @@ PUBLISHED += [
     f"{PUBLISHED[1]} --use_vllm",
     f"{PUBLISHED[2]} --use_vllm --use_second_HF_model --enable_prefix_caching --device2 cuda:1",
 ]
-PUBLISHED_LATER = [
+PUBLISHED_KNN = [
     "--method latent_mas --model_name Qwen/Qwen3-4B --task gpqa --latent_steps 10 --max_samples 10 "
     "--knn_filter --knn_percentage 0.5 --knn_strategy random",
     "--method latent_mas --model_name Qwen/Qwen3-4B --task gsm8k --prompt hierarchical --latent_steps 20 "
@@ -377,12 +378,15 @@ def test_a_published_command_line_is_understood_word_by_word(words):
     assert config.latent_space_realign == ("--latent_space_realign" in words)
 
 
-@pytest.mark.parametrize("words", PUBLISHED_LATER)
-def test_a_published_command_line_of_a_later_version_is_refused_in_one_sentence(words, capsys):
-    assert main(["run", *shlex.split(words)]) == 2
-    err = capsys.readouterr().err
-    assert "this version cannot yet" in err
-    assert len(err.splitlines()) == 1
+@pytest.mark.parametrize("words", PUBLISHED_KNN)
+def test_a_published_command_line_with_the_knn_filter_is_understood_word_by_word(words):
+    config = RunConfig.from_options(given(words))
+    spec = filter_spec(config)
+    assert spec.name == "knn"
+    assert spec.parameters == (("strategy", config.knn_strategy),)
+    assert spec.budget == Budget(unit=Unit.CACHE, amount=config.knn_percentage)
+    assert spec.protect == Protect(newest=config.knn_min_keep)
+    assert config.positions == "true"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_positions_that_count_padding_are_noticed(tiny: Any, transformers: Subje
 
 
 def test_a_hidden_state_taken_at_a_left_pad_is_noticed(transformers: Subject, monkeypatch: Patch) -> None:
-    right = Rollout._forward
+    right = Rollout.forward
 
     def at_the_wrong_end(self: Rollout, embeddings: Tensor, *arguments: Any) -> Tensor:
         decoder = self.model.decoder
@@ -119,17 +119,18 @@ def test_a_hidden_state_taken_at_a_left_pad_is_noticed(transformers: Subject, mo
             hook.remove()
         return flipped[0]  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Rollout, "_forward", at_the_wrong_end)
+    monkeypatch.setattr(Rollout, "forward", at_the_wrong_end)
     fails(BATCH, laws.check_others_do_not_matter, transformers, laws.mixed_work(GREEDY))
 
 
 def test_right_padding_is_noticed(tiny: Any, transformers: Subject, monkeypatch: Patch) -> None:
-    def padded_on_the_right(self: Rollout, agent: str, tokens: list[tuple[int, ...]]) -> int:
+    def padded_on_the_right(self: Rollout, number: int) -> int:
+        tokens = [row.steps[number].tokens for row in self.rows]  # type: ignore[union-attr]
         width = max(map(len, tokens))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens])
         valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in tokens])
         embeddings = self.model.causal.get_input_embeddings()(ids)
-        self.hidden = self._forward(embeddings, valid, agent, rollout.SlotKind.PROMPT)
+        self.hidden = self.forward(embeddings, valid, self.agents(number), rollout.SlotKind.PROMPT)
         return 1
 
     monkeypatch.setattr(Rollout, "read", padded_on_the_right)
@@ -191,7 +192,7 @@ def test_noise_that_starts_again_at_every_think_is_noticed(transformers: Subject
 
 
 def test_a_handover_that_drops_nothing_is_noticed(tiny: Any, transformers: Subject, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(LatentMemory, "keep", lambda self, chosen: self.clone())
+    monkeypatch.setattr(LatentMemory, "keep", lambda self, chosen, **_: self.clone())
     fails("what a hand-over of thoughts drops", laws.check_dropped_slots_are_dropped, transformers)
     fails("after Handover of refiner", laws.check_accounts_add_up, transformers)
     fails(ORACLE, check_oracle, tiny, "thoughts")
@@ -200,9 +201,9 @@ def test_a_handover_that_drops_nothing_is_noticed(tiny: Any, transformers: Subje
 def test_a_gather_that_leaves_positions_behind_is_noticed(tiny: Any, monkeypatch: Patch) -> None:
     right = LatentMemory.keep
 
-    def compacted(self: LatentMemory, chosen: Tensor) -> LatentMemory:
-        kept = right(self, chosen)
-        kept._positions = (kept.valid.long().cumsum(dim=1) - 1) * kept.valid
+    def compacted(self: LatentMemory, chosen: Tensor, **how: Any) -> LatentMemory:
+        kept = right(self, chosen, **how)
+        kept._positions = ((kept.valid.long().cumsum(dim=1) - 1) * kept.valid)[None, :, None]
         return kept
 
     monkeypatch.setattr(LatentMemory, "keep", compacted)
@@ -212,7 +213,7 @@ def test_a_gather_that_leaves_positions_behind_is_noticed(tiny: Any, monkeypatch
 def test_end_of_text_left_in_memory_is_noticed(tiny: Any, transformers: Subject, monkeypatch: Patch) -> None:
     right = Rollout._feed
     monkeypatch.setattr(
-        Rollout, "_feed", lambda self, tokens, goes_on, agent: right(self, tokens, [True] * len(goes_on), agent)
+        Rollout, "_feed", lambda self, number, tokens, goes_on: right(self, number, tokens, [True] * len(goes_on))
     )
     fails("a text that was written counts as a text read", laws.check_writing_leaves_no_end_of_text, transformers)
 

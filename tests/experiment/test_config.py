@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from latentmas.errors import CapabilityError, ConfigError
+from latentmas.errors import ConfigError
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig, flags
 
 
@@ -149,38 +150,22 @@ def changed(value: object) -> object:
             return 0.5
 
 
-LATER = [name for name, flag in flags() if flag.later]
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_a_switch_of_a_later_version_is_refused_and_a_parameter_only_when_it_changes(name):
-    default = RunConfig.model_fields[name].default
-    refused = [changed(default)]
-    if isinstance(default, bool):
-        refused.append(default)
-    else:
-        assert getattr(config(**{name: default}), name) == default
-    for value in refused:
-        with pytest.raises(CapabilityError, match=f"--{name} .*this version cannot yet"):
-            config(**{name: value})
-
-
-def test_the_options_of_later_versions_are_the_ones_that_are_announced():
-    assert set(LATER) == {
-        "knn_filter",
-        "knn_percentage",
-        "knn_min_keep",
-        "knn_strategy",
-        "include_old_prompts",
-        "show_heatmaps",
-        "show_heatmaps_singlelayer",
-        "save_embeddings",
-    }
-
-
-def test_the_parallel_topology_is_refused_by_name():
-    with pytest.raises(CapabilityError, match="parallel"):
-        config(topology="parallel")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"knn_filter": True, "filter": "receiver"}, "--knn_filter is --filter knn, so it cannot go with"),
+        ({"knn_percentage": 0.5}, "--knn_percentage is an option of --knn_filter; add it"),
+        ({"keep": 0.3}, "--keep is an option of --filter; add it"),
+        ({"knn_filter": True, "keep": 0.3}, "--knn_filter has --knn_percentage"),
+        ({"filter": "receiver", "keep": 1.5}, "a share of the memory is in"),
+        ({"filter": "receiver", "keep": 1.5, "budget": "slots"}, "give a whole number"),
+        ({"filter": "receiver", "budget": "agent"}, "say how many with --keep"),
+        ({"positions": "published", "handover_storage": "int8"}, "drop one"),
+    ],
+)
+def test_options_of_hand_overs_that_contradict_each_other_are_refused(options, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        config(**options)
 
 
 def test_a_missing_method_and_an_unknown_option_are_named():

@@ -1,16 +1,17 @@
 """What each method asks a model to do, seen through the scripted backend."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from latentmas.agents import Agent, AgentGraph, chain
 from latentmas.backends.scripted import ByteCodec, ScriptedBackend
-from latentmas.errors import CapabilityError, ConfigError
+from latentmas.errors import ConfigError
 from latentmas.methods import baseline, latent_mas, text_mas
-from latentmas.methods.compile import HandoverAt, Recipe
+from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe, latent_program
 from latentmas.methods.controls import Control, control, donors
-from latentmas.program import Handover, KeepSpec, Program, Read, Think, ThoughtSource, Write
+from latentmas.program import Budget, Handover, Join, KeepSpec, Program, Read, Think, ThoughtSource, Write
 from latentmas.prompts import load_prompts
 from latentmas.samples import AnswerKind, Sample
 
@@ -124,11 +125,90 @@ def test_a_text_prompt_without_context_is_refused():
         text_mas.build(recipe(graph=chain(deaf)))
 
 
-def test_a_team_that_is_no_chain_is_refused_by_latent_mas_and_run_by_text_mas():
-    agents = tuple(Agent(name=name, role=role) for name, role in (("a", "planner"), ("b", "planner"), ("c", "judger")))
-    graph = AgentGraph(agents, frozenset({("a", "c"), ("b", "c")}))
-    with pytest.raises(CapabilityError, match="chains"):
-        latent_mas.build(recipe(graph=graph))
+def team(*edges: str, agents: str) -> AgentGraph:
+    """Return a team of agents with names of one letter; an edge is two of them."""
+    members = tuple(Agent(name=name, role="judger" if name == agents[-1] else "planner") for name in agents)
+    return AgentGraph(members, frozenset((edge[0], edge[1]) for edge in edges))
+
+
+def outline(program: Program) -> str:
+    """Return a program in short: the first letter of each verb with its agent, branches in brackets."""
+    words = []
+    for step in program:
+        if isinstance(step, Join):
+            words.append("[" + " | ".join(map(outline, step.branches)) + "]")
+        else:
+            words.append(f"{type(step).__name__[0]}{step.agent}")
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (team("ab", "bc", agents="abc"), "Ra Ta Ha Rb Tb Hb Rc Wc"),
+        (team("ab", "bc", "ac", agents="abc"), "Ra Ta Ha Rb Tb Hb Rc Wc"),
+        (team("ac", "bc", agents="abc"), "[Ra Ta | Rb Tb] Hb Rc Wc"),
+        (team("ac", "bc", "cd", agents="abcd"), "[Ra Ta | Rb Tb] Hb Rc Tc Hc Rd Wd"),
+        (
+            team("ab", "ac", "bd", "cd", agents="abcd"),
+            "[Ra Ta Ha Rb Tb | Ra Ta Ha Rc Tc] Hc Rd Wd",
+        ),
+        (
+            team("ac", "bc", "ad", "bd", "ce", "de", agents="abcde"),
+            "[[Ra Ta | Rb Tb] Hb Rc Tc | [Ra Ta | Rb Tb] Hb Rd Td] Hd Re We",
+        ),
+    ],
+    ids=["chain", "shortcut", "parallel", "two stages", "diamond", "mesh"],
+)
+def test_any_team_compiles_to_what_its_agents_hear(graph: AgentGraph, expected: str):
+    method = latent_mas.build(recipe(graph=graph))
+    assert outline(method.program(SAMPLES[0])) == expected
+    _, answer = solved(method, SAMPLES[0], ScriptedBackend(reply="x"))
+    assert answer.text
+
+
+def test_the_order_of_branches_is_an_option_and_shuffled_by_sample():
+    graph = team("ad", "bd", "cd", agents="abcd")
+
+    def order(sample: Sample, branch_order: BranchOrder, seed: int = 1) -> str:
+        made = latent_program(replace(recipe(graph=graph), branch_order=branch_order, seed=seed), sample)
+        return "".join(made.agents)
+
+    assert order(SAMPLES[0], BranchOrder.TEAM) == "abcd"
+    assert order(SAMPLES[0], BranchOrder.REVERSED) == "cbad"
+    many = [replace(SAMPLES[0], id=str(number)) for number in range(40)]
+    shuffled = [order(sample, BranchOrder.SHUFFLED) for sample in many]
+    assert len(set(shuffled)) == 6
+    assert shuffled == [order(sample, BranchOrder.SHUFFLED) for sample in many]
+    assert shuffled != [order(sample, BranchOrder.SHUFFLED, seed=2) for sample in many]
+
+
+def test_what_agent_and_kind_decide_is_dropped_before_memories_are_joined():
+    graph = team("ac", "bc", agents="abc")
+    thoughts = KeepSpec(name="thoughts")
+    some = KeepSpec(name="random", budget=Budget(amount=0.5))
+    made = latent_program(replace(recipe(graph=graph), keep=thoughts, filter=some), SAMPLES[0])
+    [join, handover, *_] = made
+    assert all(branch.steps[-1].keep == thoughts for branch in join.branches)
+    assert handover.keep == some
+
+
+def test_noise_reaches_the_branches_of_a_join():
+    method = latent_mas.build(recipe(graph=team("ac", "bc", agents="abc")), arm=Control.NOISE)
+    thinks = [step for step in method.program(SAMPLES[0]).flat() if isinstance(step, Think)]
+    assert [step.source for step in thinks] == [ThoughtSource.NOISE] * 2
+
+
+def test_old_prompts_are_repeated_by_those_who_hear_them():
+    plain = [step.text for step in latent_program(recipe(), SAMPLES[0]) if isinstance(step, Read)]
+    repeated = [step.text for step in latent_program(replace(recipe(), include_old_prompts=True), SAMPLES[0]).reads]
+    assert repeated[0] == plain[0]
+    question = SAMPLES[0].question
+    assert [text.count(question) for text in repeated] == [1, 2, 3, 4]
+
+
+def test_a_team_that_is_no_chain_is_run_by_text_mas():
+    graph = team("ac", "bc", agents="abc")
     programs, _ = solved(text_mas.build(recipe(graph=graph)), SAMPLES[0], ScriptedBackend(reply="hm"))
     assert "hm" not in programs[1].steps[0].text
     assert programs[2].steps[0].text.count("hm") == 2

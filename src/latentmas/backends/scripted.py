@@ -11,13 +11,12 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Final, NamedTuple, final
 
 from latentmas.errors import CapabilityError, ConfigError, ContextLimitError, ProgramError, SampleError
 from latentmas.program import (
-    STRUCTURAL_FILTERS,
     Handover,
     Join,
     Program,
@@ -114,7 +113,15 @@ class ScriptedBackend:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset({Capability.MEMORY, Capability.PARTIAL_HANDOVER, Capability.NOISE, Capability.TEMPERATURE})
+        return frozenset(
+            {
+                Capability.MEMORY,
+                Capability.PARTIAL_HANDOVER,
+                Capability.NOISE,
+                Capability.JOIN,
+                Capability.TEMPERATURE,
+            }
+        )
 
     @property
     def capacity(self) -> int:
@@ -140,7 +147,7 @@ class ScriptedBackend:
         """Take a job.
 
         Raises:
-            CapabilityError: The program joins memories or names a filter that looks at their content.
+            CapabilityError: A hand-over looks at what slots hold, moves them, or stores them in another way.
         """
         _refuse(job.program)
         self._waiting.append(job)
@@ -189,17 +196,13 @@ class ScriptedBackend:
 
 def _refuse(program: Program) -> None:
     """Raise for the first step that no job of the scripted backend can do."""
-    for number, step in enumerate(program, start=1):
-        if isinstance(step, Join):
-            missing, what = Capability.JOIN, "joins memories"
-        elif isinstance(step, Handover) and step.keep.name not in STRUCTURAL_FILTERS:
-            missing, what = Capability.HANDOVER_FILTER, f"keeps {step.keep}"
-        else:
-            continue
-        raise CapabilityError(
-            f"step {number} {what}, and the scripted backend has no capability {missing.value!r}; "
-            "choose a backend that has it"
-        )
+    for step in program.flat():
+        if isinstance(step, Handover) and not step.structural:
+            raise CapabilityError(
+                f"a hand-over of {step.agent!r} keeps {step.keep}, positions {step.positions.value}, stored as "
+                f"{step.storage.value}, and the scripted backend has no capability "
+                f"{Capability.HANDOVER_FILTER.value!r}; choose a backend that has it"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +243,7 @@ class _Run:
 
     def _do(self, step: Step, is_last: bool) -> StepAccount:
         prompt_tokens = thoughts = passes = 0
+        branches: tuple[tuple[StepAccount, ...], ...] = ()
         written: tuple[int, ...] = ()
         match step:
             case Read():
@@ -257,10 +261,10 @@ class _Run:
                 written = self._write(step, is_last=is_last)
                 passes = len(self.slots) - before
             case Join():
-                raise AssertionError("submit refuses a Join")
+                branches = tuple(self._join(branch, number) for number, branch in enumerate(step.branches))
         return StepAccount(
             verb=type(step).__name__,
-            agent=step.agent,
+            agent="" if isinstance(step, Join) else step.agent,
             prompt_tokens=prompt_tokens,
             thoughts=thoughts,
             written=written,
@@ -268,7 +272,22 @@ class _Run:
             slots=len(self.slots),
             memory_bytes=len(self.slots) * SLOT_BYTES,
             forward_passes=passes,
+            branches=branches,
         )
+
+    def _join(self, branch: Program, number: int) -> tuple[StepAccount, ...]:
+        """Run a branch on a memory of its own and lay that down behind this one; return its accounts."""
+        seed = int.from_bytes(_hash("branch", self.job.seed, number), "big") >> 65
+        run = _Run(job=Job(key=self.job.key, program=branch, seed=seed), reply=self.reply)
+        accounts = run.complete().steps
+        already = {slot.agent for slot in self.slots}
+        for slot in run.slots:
+            if slot.agent not in already:  # an agent in several branches is laid down once
+                moved = replace(slot, position=slot.position + self.next_position)
+                self.slots.append(moved)
+                self.total += moved.weight
+        self.next_position += run.next_position
+        return accounts
 
     def _append(self, agent: str, kind: SlotKind, content: bytes, token: int | None) -> None:
         slot = _Slot(self.next_position, agent, kind, content, token)

@@ -19,13 +19,13 @@ from latentmas import agents, prompts, rows, tasks
 from latentmas.agents import AgentGraph
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
-from latentmas.experiment import engines, models
+from latentmas.experiment import engines, handovers, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
-from latentmas.methods.compile import HandoverAt, Recipe
+from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
-from latentmas.program import KeepSpec, Program, Read, Sampling
+from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
 from latentmas.prompts import PromptSet
 from latentmas.protocols import Backend, Capability, Codec, Method, Task
 from latentmas.row_files import read_rows
@@ -73,7 +73,7 @@ class Plan:
         card, file = self.task.card, self.config.dataset
         hub = " ".join(filter(None, (card.source, card.config)))
         data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
-        return {**data, **self.grading.notes}
+        return {**data, **handovers.notes(self.config), **self.grading.notes}
 
     @property
     def prompt_digest(self) -> str:
@@ -142,7 +142,7 @@ def check(config: RunConfig) -> Plan:
         cache_folder=config.cache_folder,
     )
     prompt_set = prompts.load_prompts(config.prompt)
-    graph = agents.load_team(config.team) if config.team else agents.chain()
+    graph = _graph(config)
     _check_model_name(config.model_name)
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
@@ -154,6 +154,7 @@ def check(config: RunConfig) -> Plan:
     method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
     if config.use_vllm:
         engines.check_vllm(config, method, codec)
+    handovers.check(config, method.needs)
     return Plan(
         config=config,
         task=task,
@@ -247,6 +248,13 @@ def build_method(
         latent_steps=config.latent_steps,
         keep=KeepSpec(name=config.handover),
         handover_at=HandoverAt(config.handover_at),
+        filter=handovers.filter_spec(config),
+        filter_at=HandoverAt(config.filter_at),
+        positions=Positions(config.positions),
+        storage=Storage(config.handover_storage),
+        branch_order=BranchOrder(config.branch_order),
+        include_old_prompts=config.include_old_prompts,
+        seed=config.seed,
     )
     arm = Control(config.control)
     if config.method == "latent_mas":
@@ -303,6 +311,13 @@ def open_backend(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     if config.use_vllm:
         return engines.open_vllm(config, codec, thinks=thinks)
     return models.open_transformers(config, codec)
+
+
+def _graph(config: RunConfig) -> AgentGraph:
+    wiring = {"chain": None, "parallel": agents.parallel}[config.topology]
+    if config.team is not None:
+        return agents.load_team(config.team, wiring)
+    return (wiring or agents.chain)(None)
 
 
 def _check_method(name: str) -> None:

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentmas.errors import CapabilityError, ConfigError, LatentMASError
+from latentmas.errors import ConfigError, LatentMASError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +37,11 @@ class Flag:
         panel: Heading under which ``--help`` shows it.
         execution: It says how or where work is done, never what comes out; so it may change when resuming.
         says_default: The description says what happens without the option, which is not its default alone.
-        later: What the option will do; it is refused until then. Empty for options that work.
     """
 
     panel: str
     execution: bool = False
     says_default: bool = False
-    later: str = ""
 
 
 def _underscored(value: object) -> object:
@@ -80,16 +78,20 @@ CUSTOM_SUFFIXES: Final = (".yaml", ".yml")
 _WHAT = "What is run"
 _TEAM = "Agents"
 _LATENT = "Latent collaboration"
+_HANDOVER = "Hand-overs"
+_PICTURES = "Pictures and embeddings"
 _TEXT = "Text and sampling"
 _GRADING = "Grading"
 _MODEL = "Model"
 _ENGINE = "vLLM"
 _RUN = "Run and results"
-_LATER = "Not yet in this version"
 
 WHAT: Final = Flag(panel=_WHAT)
 TEAM: Final = Flag(panel=_TEAM)
 LATENT: Final = Flag(panel=_LATENT)
+HANDOVER: Final = Flag(panel=_HANDOVER)
+HANDOVER_SAYS: Final = Flag(panel=_HANDOVER, says_default=True)
+PICTURES: Final = Flag(panel=_PICTURES, execution=True)
 TEXT: Final = Flag(panel=_TEXT)
 MODEL: Final = Flag(panel=_MODEL)
 PLACE: Final = Flag(panel=_MODEL, execution=True)
@@ -99,14 +101,6 @@ ENGINE: Final = Flag(panel=_ENGINE)
 ENGINE_PLACE: Final = Flag(panel=_ENGINE, execution=True)
 RESULTS: Final = Flag(panel=_RUN)
 EXECUTION: Final = Flag(panel=_RUN, execution=True)
-
-
-def _later(sentence: str) -> Flag:
-    return Flag(panel=_LATER, later=sentence)
-
-
-_KNN = "will hand over only the part of the memory that is nearest to what the next agent reads"
-_HEATMAPS = "will draw how near the next prompt is to each slot of the memory"
 
 
 @final
@@ -159,7 +153,13 @@ class RunConfig(BaseModel):
         description="Prompt set, which is what agents are told: sequential or hierarchical.",
     )
     topology: Annotated[Literal["chain", "parallel"], TEAM] = Field(
-        default="chain", description="Who hears whom. chain: each agent hears all earlier ones."
+        default="chain",
+        description="Who hears whom: chain (each agent hears all earlier ones) or parallel (independent experts, side "
+        "by side, whom the last agent hears). A --team file may say it itself.",
+    )
+    branch_order: Annotated[Literal["team", "reversed", "shuffled"], TEAM] = Field(
+        default="team",
+        description="Order in which memories of independent agents are laid end to end; shuffled differs by sample.",
     )
     team: Annotated[Path | None, TEAM] = Field(
         default=None,
@@ -171,20 +171,14 @@ class RunConfig(BaseModel):
         "without either the template decides.",
     )
     think: Annotated[bool, TEAM] = Field(default=False, description="Start each written reply with <think>.")
+    include_old_prompts: Annotated[bool, TEAM] = Field(
+        default=False, description="latent_mas: each prompt begins with those of everyone the agent hears."
+    )
 
     latent_steps: Annotated[int, LATENT] = Field(
         default=20,
         ge=0,
         description="Latent thoughts per agent, 0 or more; 0 still hands over the memory of prompts.",
-    )
-    handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, LATENT] = Field(
-        default="full",
-        description="What of the memory is handed over: full (everything), thoughts (of all agents so far, "
-        "without prompts), last_agent (all slots of the agent before).",
-    )
-    handover_at: Annotated[Literal["final", "every"], LATENT] = Field(
-        default="final",
-        description="Where --handover cuts: final (before the agent that writes) or every (between any two).",
     )
     alignment: Annotated[Literal["norm", "ridge", "soft"] | None, LATENT] = Field(
         default=None,
@@ -197,6 +191,76 @@ class RunConfig(BaseModel):
     )
     soft_temperature: Annotated[float, LATENT] = Field(
         default=2.0, gt=0, description="Temperature of --alignment soft, above 0; higher mixes more tokens."
+    )
+
+    handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, HANDOVER] = Field(
+        default="full",
+        description="What of the memory is handed over: full (everything), thoughts (of all agents so far, "
+        "without prompts), last_agent (all slots of the agent before). A filter chooses among them.",
+    )
+    handover_at: Annotated[Literal["final", "every"], HANDOVER] = Field(
+        default="final",
+        description="Where --handover cuts: final (before the agent that writes) or every (between any two).",
+    )
+    filter: Annotated[str | None, HANDOVER] = Field(
+        default=None,
+        min_length=1,
+        description="Keep only some slots at hand-overs: receiver (what the next prompt attends to), sender (what the "
+        "agent before attended to), recency, sink_thoughts, knn, key_norm, key_difference, random, or a class of your "
+        "own as path.py:Name.",
+    )
+    keep: Annotated[float, HANDOVER] = Field(
+        default=0.5, gt=0, description="How many slots --filter keeps, in what --budget counts."
+    )
+    budget: Annotated[Literal["cache", "original", "agent", "slots"], HANDOVER] = Field(
+        default="cache",
+        description="What --keep is: cache (share of the memory as it stands, so hand-overs compound), original (share "
+        "of all it ever held), agent (slots of each agent), slots (slots in all).",
+    )
+    grain: Annotated[Literal["token", "layer", "head"] | None, HANDOVER] = Field(
+        default=None,
+        description="What --filter chooses for: token (one set of slots), layer, or head (a set for each head of each "
+        "layer). Without it the filter's own: head for attention and keys, token for the others.",
+    )
+    filter_at: Annotated[Literal["final", "every"], HANDOVER] = Field(
+        default="every", description="Where --filter cuts: every (between any two agents) or final."
+    )
+    protect_sinks: Annotated[int | None, HANDOVER_SAYS] = Field(
+        default=None,
+        ge=0,
+        description="First slots that are always kept, inside the budget. Default: 4 with --filter, else 0.",
+    )
+    protect_newest: Annotated[int, HANDOVER] = Field(
+        default=0, ge=0, description="Newest slots that are always kept, inside the budget."
+    )
+    protect_thoughts: Annotated[bool, HANDOVER] = Field(
+        default=False, description="Always keep latent thoughts, inside the budget."
+    )
+    filter_options: Annotated[str, AfterValidator(_json_object), HANDOVER] = Field(
+        default="{}", description="Further parameters of --filter as a JSON object."
+    )
+    knn_filter: Annotated[bool, HANDOVER] = Field(
+        default=False, description="The published kNN filter: --filter knn with the three options below."
+    )
+    knn_percentage: Annotated[float, HANDOVER] = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Share of the memory --knn_filter keeps at every hand-over, in (0, 1]; despite its name.",
+    )
+    knn_min_keep: Annotated[int, HANDOVER] = Field(
+        default=5, ge=0, description="Newest slots that --knn_filter always keeps, inside the share."
+    )
+    knn_strategy: Annotated[Literal["top", "bottom", "random"], HANDOVER] = Field(
+        default="top", description="Slots --knn_filter keeps: top (nearest), bottom (farthest) or random."
+    )
+    positions: Annotated[Literal["true", "rerotate", "published"], HANDOVER] = Field(
+        default="true",
+        description="Where slots are once others were dropped: true (where they were), rerotate (moved together, keys "
+        "turned), published (new positions count slots and collide; for comparison only).",
+    )
+    handover_storage: Annotated[Literal["native", "int8"], HANDOVER] = Field(
+        default="native", description="How keys and values wait for the next agent; the error of int8 is recorded."
     )
 
     max_new_tokens: Annotated[int, TEXT] = Field(
@@ -299,6 +363,20 @@ class RunConfig(BaseModel):
         default=False, description="Store the token ids of prompts and written texts in every record."
     )
 
+    show_heatmaps: Annotated[bool, PICTURES] = Field(
+        default=False,
+        description="Draw how near the next prompt is to each slot of each layer: one PNG per sample and hand-over, in "
+        "the run folder under heatmaps.",
+    )
+    show_heatmaps_singlelayer: Annotated[bool, PICTURES] = Field(
+        default=False, description="The same for the middle layer, which --knn_filter looks at."
+    )
+    save_embeddings: Annotated[bool, PICTURES] = Field(
+        default=False,
+        description="Store each agent's mean input vector, thoughts and last hidden state in the run folder under "
+        "embeddings (`latentmas plot embeddings` draws them).",
+    )
+
     save_withheld: Annotated[bool, RESULTS] = Field(
         default=False,
         description="Store questions and prompts also where the makers of a data set ask not to show them (gpqa).",
@@ -336,30 +414,6 @@ class RunConfig(BaseModel):
     )
     device2: Annotated[str, ENGINE_PLACE] = Field(
         default="cuda:1", min_length=1, description="Device of that second copy, as --device names them."
-    )
-    knn_filter: Annotated[bool, _later(_KNN)] = Field(
-        default=False, description="Hand over only the slots nearest to the next prompt."
-    )
-    knn_percentage: Annotated[float, _later("will set the share of slots --knn_filter keeps")] = Field(
-        default=0.8, gt=0, le=1, description="Share of slots kept, in (0, 1] (a fraction, despite the name)."
-    )
-    knn_min_keep: Annotated[int, _later("will set how many of the newest slots --knn_filter always keeps")] = Field(
-        default=5, ge=0, description="Newest slots that are always kept, 0 or more."
-    )
-    knn_strategy: Annotated[
-        Literal["top", "bottom", "random"], _later("will choose which slots --knn_filter keeps")
-    ] = Field(default="top", description="top (nearest), bottom (farthest) or random.")
-    include_old_prompts: Annotated[bool, _later("will repeat the earlier agents' prompts in each prompt")] = Field(
-        default=False, description="Each prompt repeats the earlier agents' prompts."
-    )
-    show_heatmaps: Annotated[bool, _later(_HEATMAPS)] = Field(
-        default=False, description="Draw the nearness of the next prompt to each slot, averaged over layers."
-    )
-    show_heatmaps_singlelayer: Annotated[bool, _later(_HEATMAPS + ", layer by layer")] = Field(
-        default=False, description="The same, one picture per layer."
-    )
-    save_embeddings: Annotated[bool, _later("will store input vectors, thoughts and last hidden states")] = Field(
-        default=False, description="Store each agent's vectors."
     )
 
     @classmethod
@@ -439,20 +493,6 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_run(self) -> RunConfig:
-        for name, flag in flags():
-            default = type(self).model_fields[name].default
-            # A parameter at its default changes nothing; a switch was meant to, whichever way it was set.
-            if (
-                flag.later
-                and name in self.model_fields_set
-                and (isinstance(default, bool) or getattr(self, name) != default)
-            ):
-                raise CapabilityError(f"--{name} {flag.later}; this version cannot yet, so leave it out")
-        if self.topology == "parallel":
-            raise CapabilityError(
-                "--topology parallel will let agents think side by side and join their memories; "
-                "this version can only --topology chain"
-            )
         for sentence in self._contradictions():
             raise ConfigError(sentence)
         return self
@@ -471,7 +511,32 @@ class RunConfig(BaseModel):
             yield f"--device_map {self.device_map} places the model itself; drop --device {self.device}"
         if self.think and self.enable_thinking is False:
             yield "--think starts replies with a thought and --no_enable_thinking forbids it; drop one"
+        yield from self._contradictions_of_handovers()
         yield from self._contradictions_of_vllm()
+
+    def _contradictions_of_handovers(self) -> Iterator[str]:
+        if self.knn_filter and self.filter not in {None, "knn"}:
+            yield f"--knn_filter is --filter knn, so it cannot go with --filter {self.filter}"
+        for switch, names in (
+            ("knn_filter", ("knn_percentage", "knn_min_keep", "knn_strategy")),
+            ("filter", FILTER_OPTIONS),
+        ):
+            for name in names:
+                if getattr(self, switch) or getattr(self, name) == type(self).model_fields[name].default:
+                    continue
+                if switch == "filter" and self.knn_filter:
+                    if name.startswith("protect"):
+                        continue
+                    yield f"--{name} is an option of --filter; --knn_filter has --knn_percentage and --knn_strategy"
+                yield f"--{name} is an option of --{switch}; add it, or leave --{name} out"
+        if self.budget in {"cache", "original"} and self.keep > 1:
+            yield f"--keep is {self.keep}; a share of the memory is in (0, 1], or give --budget agent or slots"
+        if self.budget in {"agent", "slots"} and "keep" in self.model_fields_set and self.keep != int(self.keep):
+            yield f"--keep is {self.keep}; --budget {self.budget} counts slots: give a whole number"
+        if self.budget in {"agent", "slots"} and "keep" not in self.model_fields_set:
+            yield f"--budget {self.budget} counts slots; say how many with --keep"
+        if self.positions == "published" and self.handover_storage == "int8":
+            yield "--positions published is there to repeat what was published, which stored nothing as int8; drop one"
 
     def _contradictions_of_vllm(self) -> Iterator[str]:
         if not self.use_vllm:
@@ -490,12 +555,25 @@ class RunConfig(BaseModel):
             yield "--attn_implementation is for transformers; drop it with --use_vllm"
         if self.alignment == "soft" and self.tensor_parallel_size > 1 and not self.use_second_HF_model:
             yield "--alignment soft needs all logits in one place; it cannot go with --tensor_parallel_size"
+        for name in ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings"):
+            if getattr(self, name):
+                yield f"--{name} looks into the memory, which an engine does not show; drop it or --use_vllm"
         if self.temperature > HOTTEST_VLLM:
             yield f"--temperature is {self.temperature}, and vLLM takes at most {HOTTEST_VLLM}"
         if 0 < self.temperature < COOLEST_VLLM:
             yield f"--temperature is {self.temperature}, which vLLM raises to {COOLEST_VLLM}; give 0 or at least that"
 
 
+FILTER_OPTIONS: Final = (
+    "keep",
+    "budget",
+    "grain",
+    "filter_at",
+    "protect_sinks",
+    "protect_newest",
+    "protect_thoughts",
+    "filter_options",
+)
 SMALLEST_TEMPERATURE: Final = 1e-6
 COOLEST_VLLM: Final = 0.01
 HOTTEST_VLLM: Final = 2.0

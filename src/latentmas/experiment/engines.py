@@ -30,7 +30,12 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     thinks = Capability.MEMORY in method.needs
     can = backend.LATENT_CAPABILITIES if thinks else backend.STOCK_CAPABILITIES
     if missing := method.needs - can:
-        names = {Capability.NOISE: "--control noise", Capability.PARTIAL_HANDOVER: f"--handover {config.handover}"}
+        names = {
+            Capability.NOISE: "--control noise",
+            Capability.PARTIAL_HANDOVER: f"--handover {config.handover}",
+            Capability.JOIN: "independent agents (--topology parallel)",
+            Capability.HANDOVER_FILTER: "hand-overs that filter, move or pack memory",
+        }
         what = ", ".join(sorted(names.get(each, each.value) for each in missing))
         raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
     compatibility.check_installed()

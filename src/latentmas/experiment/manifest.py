@@ -17,7 +17,7 @@ from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
 
 MANIFEST_SCHEMA: Final = 1
-MUST_NOT_CHANGE: Final = ("model_fingerprint", "dtype", "attention", "alignment", "stop_tokens")
+MUST_NOT_CHANGE: Final = ("model_fingerprint", "dtype", "attention", "alignment", "stop_tokens", "filter_digest")
 """Keys of `Backend.environment` in which a session must agree with the one that began the run."""
 
 Environment = Mapping[str, str | int | float | bool | None]

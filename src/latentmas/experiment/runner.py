@@ -12,16 +12,35 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
 
 from latentmas.errors import EngineError, LatentMASError, SampleError
 from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
-from latentmas.protocols import Backend, Completion, Job, JobError, Method, Outcome, Scorer
-from latentmas.samples import THINK_TAG, AgentRecord, Answer, Record, Sample, Score
+from latentmas.protocols import (
+    Backend,
+    Completion,
+    HandoverAccount,
+    Job,
+    JobError,
+    Method,
+    Outcome,
+    Scorer,
+    StepAccount,
+)
+from latentmas.samples import (
+    THINK_TAG,
+    AgentRecord,
+    Answer,
+    HandoverRecord,
+    HandoverShareRecord,
+    Record,
+    Sample,
+    Score,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -194,13 +213,15 @@ def _withheld(record: Record) -> Record:
 def _turns(program: Program, completion: Completion, roles: Mapping[str, str], save_ids: bool) -> list[AgentRecord]:
     """Fold the account of each step into one record per agent, in the order of their turns."""
     prompts: dict[str, list[Read]] = {}
-    for step in program:
-        if isinstance(step, Read):
-            prompts.setdefault(step.agent, []).append(step)
+    for read in program.reads:
+        # Who is heard through two branches of a Join reads its prompt in each of them.
+        if read not in (of_agent := prompts.setdefault(read.agent, [])):
+            of_agent.append(read)
     turns = []
-    for name in dict.fromkeys(step.agent for step in completion.steps):
+    steps = list(_flat(completion.steps))
+    for name in dict.fromkeys(step.agent for step in steps):
         # A hand-over belongs to what comes after it: the memory of a turn is what the agent itself left.
-        own = [step for step in completion.steps if step.agent == name and step.verb != "Handover"]
+        own = [step for step in steps if step.agent == name and step.verb != "Handover"]
         prompt_ids = tuple(token for read in prompts.get(name, []) for token in read.tokens)
         written = tuple(token for step in own for token in step.written)
         turns.append(
@@ -214,10 +235,44 @@ def _turns(program: Program, completion: Completion, roles: Mapping[str, str], s
                 text="".join(step.text for step in own),
                 memory_slots=own[-1].slots,
                 memory_bytes=own[-1].memory_bytes,
-                seconds=sum(step.seconds for step in completion.steps if step.agent == name),
+                seconds=sum(step.seconds for step in steps if step.agent == name),
                 reused_slots=sum(step.reused_slots for step in own),
                 prompt_ids=prompt_ids if save_ids else None,
                 written_ids=written if save_ids else None,
+                handovers=tuple(_handover(step.handover) for step in steps if step.agent == name and step.handover),
             )
         )
     return turns
+
+
+def _flat(steps: Iterable[StepAccount]) -> Iterator[StepAccount]:
+    """Yield what agents did, in branches as well; a Join is nobody's, its time goes to whom it was joined for."""
+    joining = 0.0
+    for step in steps:
+        for branch in step.branches:
+            yield from _flat(branch)
+        if step.verb == "Join":
+            joining += step.seconds
+        else:
+            yield replace(step, seconds=step.seconds + joining)
+            joining = 0.0
+
+
+def _handover(account: HandoverAccount) -> HandoverRecord:
+    shares = tuple(HandoverShareRecord(**asdict(share)) for share in account.shares)
+    return HandoverRecord(
+        keep=account.keep,
+        positions=account.positions,
+        storage=account.storage,
+        slots_before=sum(share.slots_before for share in shares),
+        slots_after=sum(share.slots_after for share in shares),
+        bytes_before=sum(share.bytes_before for share in shares),
+        bytes_after=sum(share.bytes_after for share in shares),
+        storage_before=account.storage_before,
+        storage_after=account.storage_after,
+        stored_bytes=account.stored_bytes,
+        shares=shares,
+        trial_tokens=account.trial_tokens,
+        key_error=account.key_error,
+        value_error=account.value_error,
+    )

@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from latentmas.errors import ConfigError
-from latentmas.program import Handover, Program, Read, Think, ThoughtSource
+from latentmas.program import Handover, Join, Program, Read, Step, Think, ThoughtSource
 from latentmas.samples import Sample
 
 
@@ -42,8 +42,7 @@ def control(arm: Control, program: Program, donor: Program | None = None) -> Pro
     if not any(isinstance(step, Handover) for step in program):
         raise ConfigError(f"--control {arm} needs a team that hands over memory; this program hands over nothing")
     if arm is Control.NOISE:
-        noise = (replace(step, source=ThoughtSource.NOISE) if isinstance(step, Think) else step for step in program)
-        return Program(tuple(noise))
+        return _noisy(program)
     last = _last_read(program)
     if arm is Control.NO_TRANSFER:
         return Program(program.steps[last:])
@@ -69,6 +68,21 @@ def donors(samples: Sequence[Sample], seed: int) -> Mapping[str, Sample]:
         other = int.from_bytes(draw[:8], "big") % last
         order[last], order[other] = order[other], order[last]
     return {sample.id: samples[order[index]] for index, sample in enumerate(samples)}
+
+
+def _noisy(program: Program) -> Program:
+    """Return the program with noise for every thought, those of branches included."""
+
+    def noisy(step: Step) -> Step:
+        match step:
+            case Think():
+                return replace(step, source=ThoughtSource.NOISE)
+            case Join():
+                return Join(branches=tuple(map(_noisy, step.branches)))
+            case _:
+                return step
+
+    return Program(tuple(map(noisy, program)))
 
 
 def _last_read(program: Program) -> int:

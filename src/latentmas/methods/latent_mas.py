@@ -9,7 +9,7 @@ from typing import final
 from latentmas.errors import ConfigError
 from latentmas.methods.compile import Recipe, check_latent, check_noise, latent_program
 from latentmas.methods.controls import Control, control, donors
-from latentmas.program import KEEP_ALL, Count, Program
+from latentmas.program import KEEP_ALL, Count, Positions, Program, Storage
 from latentmas.protocols import Capability, Completion
 from latentmas.samples import Answer, FinishReason, Sample
 
@@ -17,7 +17,7 @@ from latentmas.samples import Answer, FinishReason, Sample
 @final
 @dataclass(frozen=True, slots=True)
 class LatentMAS:
-    """A chain on one growing memory, or one of its control arms.
+    """A team on one growing memory, or one of its control arms.
 
     Attributes:
         donors: For ``other_question``: whose memory each sample id is given; empty otherwise.
@@ -30,9 +30,16 @@ class LatentMAS:
 
     @property
     def needs(self) -> frozenset[Capability]:
-        needs = {Capability.MEMORY}
-        if self.recipe.keep != KEEP_ALL and self.control is not Control.NO_TRANSFER:
+        needs, recipe = {Capability.MEMORY}, self.recipe
+        if self.control is Control.NO_TRANSFER:
+            return frozenset(needs)
+        if recipe.keep != KEEP_ALL:
             needs.add(Capability.PARTIAL_HANDOVER)
+        moves = recipe.keep != KEEP_ALL and recipe.positions is not Positions.TRUE
+        if recipe.filter is not None or moves or recipe.storage is not Storage.NATIVE:
+            needs.add(Capability.HANDOVER_FILTER)
+        if any(len(recipe.graph.sources(agent.name)) > 1 for agent in recipe.graph.agents):
+            needs.add(Capability.JOIN)
         if self.control is Control.NOISE:
             needs.add(Capability.NOISE)
         return frozenset(needs)

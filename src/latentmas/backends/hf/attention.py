@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from latentmas.errors import MemoryMismatchError
 from latentmas.memory import LatentMemory
 
 
@@ -46,6 +47,8 @@ def visibility(memory: LatentMemory, new: int, window: int | None) -> Tensor:
         order = torch.arange(slots, device=device)
         mask &= order[None, :] <= order[slots - new :, None]
     if window is not None:
+        if not memory.uniform:
+            raise MemoryMismatchError("a sliding window needs a memory with the same slots in every layer and head")
         distance = memory.positions[:, slots - new :, None] - memory.positions[:, None, :]
         mask &= distance < window
     # A pad sees itself: a row of the softmax without any slot would be NaN, and NaN keys would spread.

@@ -14,18 +14,18 @@ from typing import Final, final
 import torch
 
 from latentmas.alignment import Alignment
+from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, shape
-from latentmas.errors import CapabilityError, ConfigError, ContextLimitError, ProgramError, SampleError
-from latentmas.program import STRUCTURAL_FILTERS, Handover, Join, Program, Read, Write
-from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
+from latentmas.backends.hf.verify import check_watch
+from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError
+from latentmas.program import Program, Write
+from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES: Final = frozenset(
-    {Capability.MEMORY, Capability.PARTIAL_HANDOVER, Capability.NOISE, Capability.TEMPERATURE}
-)
+CAPABILITIES: Final = frozenset(Capability)
 
 
 @final
@@ -34,7 +34,9 @@ class HFBackend:
 
     Args:
         alignment: How hidden states become thoughts.
-        batch_size: Rows of a batch; halved for good, with a warning, when memory runs out.
+        batch_size: Rows of a batch; halved for good, with a warning, when memory runs out. A Join runs its branches as
+            further rows.
+        sink: Takes similarities and vectors while programs run.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class HFBackend:
         *,
         batch_size: int = 20,
         model_id: str = "",
+        sink: ArtifactSink | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
@@ -53,6 +56,8 @@ class HFBackend:
         self.batch_size = batch_size
         self._codec = codec
         self._model_id = model_id
+        self._sink = sink
+        self._watches = False
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
 
@@ -73,15 +78,15 @@ class HFBackend:
         return self._codec
 
     def submit(self, job: Job) -> None:
-        """Take a job; one that is too long for the model's context comes back from `collect` as an error."""
-        for step in job.program:
-            if isinstance(step, Join):
-                raise CapabilityError("the transformers backend cannot Join memories yet; use --topology chain")
-            if isinstance(step, Handover) and step.keep.name not in STRUCTURAL_FILTERS:
-                raise CapabilityError(
-                    f"the transformers backend has no filter {step.keep.name!r} yet; "
-                    f"choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}"
-                )
+        """Take a job; one that is too long for the model's context comes back from `collect` as an error.
+
+        Raises:
+            CapabilityError: This model cannot be joined, moved, filtered or watched in this way; says what it can.
+        """
+        handover.check(job.program, self.model)
+        if not self._watches and handover.looks_at_attention(job.program):
+            check_watch(self.model)
+            self._watches = True
         if (error := self._unfit(job.program)) is not None:
             self._refused.append(JobError(key=job.key, error=error))
         else:
@@ -154,7 +159,7 @@ class HFBackend:
                 f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
                 "lower --max_new_tokens or --latent_steps"
             )
-        tokens = {token for step in program if isinstance(step, Read) for token in step.tokens}
+        tokens = {token for read in program.reads for token in read.tokens}
         if unknown := [token for token in tokens if not 0 <= token < self.model.vocabulary]:
             return SampleError(
                 f"the prompt has token {unknown[0]}, the model knows 0 to {self.model.vocabulary - 1}; "
@@ -167,10 +172,10 @@ class HFBackend:
 
         A batch that breaks for another reason is run row by row, so that only the job that breaks it ends.
         """
-        rows = [Row(program=job.program, seed=job.seed) for job in batch]
+        rows = [Row(program=job.program, seed=job.seed, key=job.key) for job in batch]
         shortage = None
         try:
-            Rollout(self.model, self.alignment, rows).run()
+            Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True).run()
         except Exception as error:  # noqa: BLE001 - what one job breaks, other jobs do not feel (DESIGN law 6)
             if not _is_out_of_memory(error):
                 return self._run_apart(batch, error)
@@ -185,6 +190,9 @@ class HFBackend:
             self.batch_size = min(self.batch_size, half)
             logger.warning("out of memory with %d samples in a batch; going on with %d", len(batch), half)
             return [*self._run_batch(batch[:half]), *self._run_batch(batch[half:])]
+        if self._sink is not None and Capture.EMBEDDINGS in self._sink.wants:
+            for row in rows:
+                self._sink.vectors(row.key, row.vectors)
         return [self._outcome(job, row) for job, row in zip(batch, rows, strict=True)]
 
     def _run_apart(self, batch: Sequence[Job], error: Exception) -> list[Outcome]:

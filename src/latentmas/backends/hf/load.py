@@ -17,7 +17,7 @@ from torch import Tensor
 from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
-from latentmas.memory import Rope
+from latentmas.rope import Rope
 
 ATTENTIONS: Final = ("auto", "sdpa", "eager")
 DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
@@ -186,6 +186,40 @@ def load_config(options: LoadOptions) -> Any:
     if getattr(text, "attn_logit_softcapping", None) is not None and options.attn_implementation == "sdpa":
         raise CapabilityError(f"{kind} caps its attention scores, which sdpa cannot; use --attn_implementation eager")
     return config
+
+
+def check_handovers(options: LoadOptions, *, turns: bool, fine: bool, published: bool) -> None:
+    """Refuse hand-overs that this model cannot do, by its configuration alone; reads no weights.
+
+    Args:
+        turns: Keys are moved to other positions.
+        fine: Slots are chosen for each layer or head.
+        published: New positions count slots.
+
+    Raises:
+        CapabilityError: It cannot; says what it can.
+    """
+    text = load_config(options).get_text_config()
+    kind = text.model_type
+    parameters = text.rope_parameters
+    rope = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
+    if turns and rope not in PLAIN_ROPES:
+        raise CapabilityError(
+            f"{kind} has rotary positions of type {rope!r}, whose keys cannot be turned to other positions; use "
+            "--positions true and --topology chain"
+        )
+    windowed = getattr(text, "sliding_window", None) is not None and "sliding_attention" in (
+        getattr(text, "layer_types", None) or ["sliding_attention"]
+    )
+    if windowed and fine:
+        raise CapabilityError(
+            f"{kind} has sliding windows, whose masks need one set of slots for all layers; use --grain token"
+        )
+    if windowed and published:
+        raise CapabilityError(
+            f"{kind} has sliding windows, and --positions published gives slots positions that no window can be told "
+            "from; use --positions true or rerotate"
+        )
 
 
 def load_tokenizer(options: LoadOptions) -> Any:

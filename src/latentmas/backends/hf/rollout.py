@@ -3,26 +3,29 @@
 The rows of a batch share tensors and nothing else: every Read is padded on the left, masks and positions are per
 row, random numbers are hashes of the row's own key, and a row that ends leaves the batch.
 
-Shape letters: B rows, T tokens of a Read, E hidden size, V vocabulary.
+Shape letters: B rows, T tokens of a Read, E hidden size, V vocabulary, L layers, H key/value heads, S slots.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from latentmas.alignment import Alignment, rescale
+from latentmas.backends.hf import handover
 from latentmas.backends.hf.attention import MemoryCache, additive, visibility
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.sampling import choose, normal, stream_key
+from latentmas.backends.hf.watch import Watch, watching
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, ThoughtSource, Write
-from latentmas.protocols import StepAccount
+from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount
 from latentmas.samples import FinishReason
 
 
@@ -32,78 +35,128 @@ class Row:
 
     Attributes:
         program: None only before the first step of an interactive session.
+        key: Of its job; what an artifact sink knows the row by.
         error: Set when the row cannot go on; it has left the batch then.
+        vectors: Of agents that have taken their turn, where a sink wants them.
     """
 
     program: Program | None
     seed: int
+    key: str = ""
     accounts: list[StepAccount] = field(default_factory=list)
     thoughts: int = 0
+    handovers: int = 0
     writes: int = 0
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: SampleError | None = None
+    vectors: list[AgentVectors] = field(default_factory=list)
 
     @property
     def steps(self) -> tuple[Step, ...]:
         return self.program.steps if self.program else ()
 
+    def agent(self, number: int) -> str:
+        """Return who does step `number`; nobody in particular does a Join."""
+        step = self.steps[number]
+        return "" if isinstance(step, Join) else step.agent
 
-def shape(program: Program) -> tuple[Step, ...]:
-    """Return what programs must have in common to share a batch: everything but their tokens."""
-    return tuple(replace(step, tokens=(0,), text="") if isinstance(step, Read) else step for step in program)
+
+def shape(program: Program) -> tuple[object, ...]:
+    """Return what programs must have in common to share a batch: everything but their tokens and who does what."""
+    common: list[object] = []
+    for step in program:
+        match step:
+            case Read():
+                common.append(Read)
+            case Join():
+                common.append((Join, *map(shape, step.branches)))
+            case _:
+                common.append(replace(step, agent=""))
+    return tuple(common)
 
 
 class Rollout:
     """Runs the verbs on a batch. `memory` and `hidden` are what an interactive session keeps between them.
 
+    Args:
+        sink: Takes similarities while the batch runs, and vectors of each row in `Row.vectors`.
+        releases: A hand-over gives up the memory it cuts layer by layer, so that the two never exist as a whole.
+
     Attributes:
         memory: Of the rows still in the batch.
         hidden: ``[B, E]`` the last hidden state of each of them; None before the first Read.
         rows: The rows still in the batch.
+        attended: ``[L, B, H, S]`` what the agent whose turn it is attended to, where its hand-over wants to know.
     """
 
     def __init__(
-        self, model: LoadedModel, alignment: Alignment, rows: Sequence[Row], memory: LatentMemory | None = None
+        self,
+        model: LoadedModel,
+        alignment: Alignment,
+        rows: Sequence[Row],
+        memory: LatentMemory | None = None,
+        *,
+        sink: ArtifactSink | None = None,
+        releases: bool = False,
     ) -> None:
         self.model = model
         self.alignment = alignment
         self.rows = list(rows)
         self.memory = memory or LatentMemory(len(self.rows), model.layers, model.device)
         self.hidden: Tensor | None = None
-        self._thought_norm: float | None = None
+        self.attended: Tensor | None = None
+        self.sink = sink
+        self.releases = releases
+        self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
+        self._handed: Sequence[HandoverAccount | None] = []
+        self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
 
     @torch.inference_mode()
     def run(self) -> None:
         """Run every step; the rows hold what came of it."""
         steps = self.rows[0].steps
-        self.memory.reserve(_slots_before_writing([row.steps for row in self.rows]))
         for number in range(len(steps)):
             if not self.rows:
                 return
+            if number == 0 or _makes_memory_anew(steps[number - 1]):
+                self.memory.reserve(_slots_ahead([row.steps[number:] for row in self.rows]))
             self.step(number, last=number + 1 == len(steps))
 
     def step(self, number: int, last: bool) -> None:
         """Run step `number` of every row, and account for it."""
         began, rows = time.perf_counter(), list(self.rows)
+        self._handed, self._branches = [None] * len(rows), {}
         match rows[0].steps[number]:
-            case Read() as step:
-                reads = [row.steps[number] for row in rows]
-                passes = self.read(step.agent, [read.tokens for read in reads if isinstance(read, Read)])
+            case Read():
+                passes = self.read(number)
             case Think() as step:
-                passes = self.think(step)
+                passes = self.think(number, step)
             case Write() as step:
-                passes = self.write(step, last)
-            case Handover() as step:
-                passes = self.hand_over(step)
+                passes = self.write(number, step, last)
+            case Handover():
+                self._handed, passes = handover.hand_over(self, number)
             case Join():
-                raise AssertionError("a Join is refused when it is submitted")
+                passes = self.join(number)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        self._account(step, rows, passes, time.perf_counter() - began)
+        self._account(number, rows, passes, time.perf_counter() - began)
 
-    def read(self, agent: str, tokens: Sequence[tuple[int, ...]]) -> int:
+    def read(self, number: int) -> int:
         """Prefill; the LM head is not computed."""
+        embeddings, valid = self.embed(number)
+        self.hidden = self._take_turn(number, embeddings, valid, SlotKind.PROMPT)
+        if self._keeps_vectors:
+            prompts = handover.mean_embedding(embeddings, valid)
+            for index, row in enumerate(self.rows):
+                nothing = prompts.new_zeros(0, prompts.shape[1])
+                row.vectors.append(self._vectors(row.agent(number), prompts[index], nothing, index))
+        return 1
+
+    def embed(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the input embeddings of the prompts of a step, ``[B, T, E]``, and which are real, ``[B, T]``."""
+        reads = [row.steps[number] for row in self.rows]
+        tokens = [read.tokens for read in reads if isinstance(read, Read)]
         width = max(len(row) for row in tokens)
         ids = torch.zeros(len(tokens), width, dtype=torch.long)
         valid = torch.zeros(len(tokens), width, dtype=torch.bool)
@@ -111,40 +164,39 @@ class Rollout:
             ids[row, width - len(own) :] = torch.tensor(own)
             valid[row, width - len(own) :] = True
         device = self.model.device
-        embeddings = self.model.causal.get_input_embeddings()(ids.to(device))
-        self.hidden = self._forward(embeddings, valid.to(device), agent, SlotKind.PROMPT)
-        return 1
+        return self.model.causal.get_input_embeddings()(ids.to(device)), valid.to(device)
 
-    def think(self, step: Think) -> int:
+    def think(self, number: int, step: Think) -> int:
         """Feed the aligned hidden state back, `steps` times. A row whose thought is not finite leaves."""
         assert self.hidden is not None
         everyone = torch.ones(len(self.rows), 1, dtype=torch.bool, device=self.model.device)
         keys = self._keys("noise", [0] * len(self.rows)) if step.source is ThoughtSource.NOISE else None
         first = self.rows[0].thoughts
         finite = torch.ones(len(self.rows), dtype=torch.bool, device=self.model.device)
-        for number in range(step.steps):
+        made: list[Tensor] = []
+        for place in range(step.steps):
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
             else:
-                noise = normal(keys, first + number, self.hidden.shape[1])
+                noise = normal(keys, first + place, self.hidden.shape[1])
                 thought = rescale(noise, self.alignment.norm).to(self.hidden.device, self.hidden.dtype)
             finite &= thought.isfinite().all(dim=1).to(finite.device)
-            self.hidden = self._forward(thought[:, None], everyone, step.agent, SlotKind.THOUGHT)
+            self.hidden = self._take_turn(number, thought[:, None], everyone, SlotKind.THOUGHT)
+            if self._keeps_vectors:
+                made.append(thought)
         for row in self.rows:
             row.thoughts += step.steps
-        self._drop_broken(finite.tolist(), f"a thought of agent {step.agent!r} is not finite")
+        if made:
+            thoughts = torch.stack(made, dim=1)  # [B, m, E]
+            for index, row in enumerate(self.rows):
+                before = row.vectors.pop()
+                own = torch.cat([before.thoughts, thoughts[index].float().cpu()])
+                row.vectors.append(self._vectors(before.agent, before.prompt, own, index))
+        messages = [f"a thought of agent {row.agent(number)!r} is not finite" for row in self.rows]
+        self._drop_broken(finite.tolist(), messages)
         return step.steps
 
-    def hand_over(self, step: Handover) -> int:
-        """Drop the slots that are not passed on. Keeping everything moves nothing."""
-        memory = self.memory
-        if step.keep.name == "thoughts":
-            self.memory = memory.keep(memory.kinds == int(SlotKind.THOUGHT))
-        elif step.keep.name == "last_agent":
-            self.memory = memory.keep(memory.agents == memory.agent_number(step.agent))
-        return 0
-
-    def write(self, step: Write, last: bool) -> int:
+    def write(self, number: int, step: Write, last: bool) -> int:
         """Decode until every row has ended. Rows leave as they end when nothing comes after this step."""
         assert self.hidden is not None
         for row in self.rows:
@@ -162,7 +214,7 @@ class Rollout:
             ids, finite = torch.stack([chosen, best.isfinite().to(chosen.device).long()]).tolist()
             for row, token, is_finite in zip(self.rows, ids, finite, strict=True):
                 if row.finish_reason is None and row.error is None:
-                    _take(row, token, bool(is_finite), self.model.stop_tokens, step)
+                    _take(row, token, bool(is_finite), self.model.stop_tokens, row.steps[number])
             ended = [row.error is not None or row.finish_reason is not None for row in self.rows]
             goes_on = [row.error is None and row.finish_reason is not FinishReason.STOP for row in self.rows]
             if last and all(ended):
@@ -172,7 +224,7 @@ class Rollout:
                 self._select(staying)
                 index = torch.tensor(staying, device=chosen.device)
                 keys, chosen, goes_on = keys[index], chosen[index], [True] * len(staying)
-            self._feed(chosen, goes_on, step.agent)
+            self._feed(number, chosen, goes_on)
             passes += 1
             if all(row.error is not None or row.finish_reason is not None for row in self.rows):
                 break
@@ -180,44 +232,108 @@ class Rollout:
             self._select([index for index, row in enumerate(self.rows) if row.error is None])
         return passes
 
-    def _feed(self, tokens: Tensor, goes_on: list[bool], agent: str) -> None:
+    def join(self, number: int) -> int:
+        """Run the branches of every row as rows of their own, and lay their memories end to end."""
+        rows = list(self.rows)
+        branches = [step.branches for row in rows if isinstance(step := row.steps[number], Join)]  # [B][branches]
+        width = len(branches[0])
+        # A branch draws random numbers of its own, whatever runs beside it.
+        own = [
+            [Row(branch, stream_key(row.seed, "branch", place), row.key) for place, branch in enumerate(of_row)]
+            for row, of_row in zip(rows, branches, strict=True)
+        ]
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for place, branch in enumerate(branches[0]):
+            alike.setdefault(shape(branch), []).append(place)
+        rollouts: dict[int, Rollout] = {}
+        for places in alike.values():
+            batch = [of_row[place] for of_row in own for place in places]
+            rollout = Rollout(self.model, self.alignment, batch, sink=self.sink, releases=self.releases)
+            rollout.run()
+            rollouts |= dict.fromkeys(places, rollout)
+        for row, of_row in zip(rows, own, strict=True):
+            row.error = next((branch.error for branch in of_row if branch.error is not None), None)
+            row.vectors += [vectors for branch in of_row for vectors in branch.vectors]
+            self._branches[id(row)] = tuple(tuple(branch.accounts) for branch in of_row)
+        staying = [index for index, row in enumerate(rows) if row.error is None]
+        self.rows = [rows[index] for index in staying]
+        if not staying:
+            self.memory = self.memory.select_rows([])
+            return 0
+        parts = []
+        for place in range(width):
+            rollout = rollouts[place]
+            at = {id(row): index for index, row in enumerate(rollout.rows)}
+            parts.append(rollout.memory.select_rows([at[id(own[index][place])] for index in staying]))
+        rollouts.clear()
+        assert self.model.rope is not None
+        self.memory = LatentMemory.join(parts, self.model.rope)
+        return 0
+
+    def _feed(self, number: int, tokens: Tensor, goes_on: list[bool]) -> None:
         """Put written tokens into memory; rows that have ended get a pad and keep their hidden state."""
         before = self.hidden
         real = torch.tensor(goes_on, device=self.model.device)[:, None]
         embeddings = self.model.causal.get_input_embeddings()(tokens)[:, None]
-        after = self._forward(embeddings, real, agent, SlotKind.TEXT)
+        after = self.forward(embeddings, real, self.agents(number), SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
 
-    def _forward(self, embeddings: Tensor, valid: Tensor, agent: str, kind: SlotKind) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, valid: Tensor, agents: Sequence[str], kind: SlotKind, watch: Watch | None = None
+    ) -> Tensor:
         """Run the decoder over new slots; return the hidden state of the last one, ``[B, E]``.
 
         Args:
             embeddings: ``[B, T, E]``.
             valid: ``[B, T]`` bool; padding on the left.
+            agents: Of each row.
+            watch: Sees what is attended to.
         """
         model, new = self.model, valid.shape[1]
-        positions = self.memory.extend(valid, agent, kind)
+        positions = self.memory.extend(valid, agents, kind)
         masks: dict[str | None, Tensor] = {}
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        output = model.decoder(
-            inputs_embeds=embeddings,
-            attention_mask=masks.get(None, masks),
-            position_ids=positions,
-            past_key_values=MemoryCache(self.memory),
-            use_cache=True,
-        )
+        with watching(model, watch) if watch else nullcontext():
+            output = model.decoder(
+                inputs_embeds=embeddings,
+                attention_mask=masks.get(None, masks),
+                position_ids=positions,
+                past_key_values=MemoryCache(self.memory),
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
+
+    def agents(self, number: int) -> list[str]:
+        """Return who does step `number` in each row."""
+        return [row.agent(number) for row in self.rows]
+
+    def _take_turn(self, number: int, embeddings: Tensor, valid: Tensor, kind: SlotKind) -> Tensor:
+        """Run a part of an agent's turn, and see what it attends to where the hand-over that ends it wants to know."""
+        watched = handover.wants_sender(self.rows[0].steps[number:])
+        watch = Watch(valid, self.memory) if watched else None
+        hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
+        if watch is not None:
+            seen = watch.attention(self.model)  # [L, B, H, S]
+            if self.attended is not None:
+                seen[..., : self.attended.shape[3]] += self.attended
+            self.attended = seen
+        return hidden
+
+    def _vectors(self, agent: str, prompt: Tensor, thoughts: Tensor, index: int) -> AgentVectors:
+        assert self.hidden is not None
+        prompt, thoughts, hidden = (part.float().cpu() for part in (prompt, thoughts, self.hidden[index]))
+        return AgentVectors(agent=agent, prompt=prompt, thoughts=thoughts, hidden=hidden)
 
     def _keys(self, domain: str, numbers: Sequence[int]) -> Tensor:
         keys = [stream_key(row.seed, domain, number) for row, number in zip(self.rows, numbers, strict=True)]
         return torch.tensor(keys, dtype=torch.long, device=self.model.device)
 
-    def _drop_broken(self, finite: Sequence[bool], message: str) -> None:
-        for row, is_finite in zip(self.rows, finite, strict=True):
+    def _drop_broken(self, finite: Sequence[bool], messages: Sequence[str]) -> None:
+        for row, is_finite, message in zip(self.rows, finite, messages, strict=True):
             if not is_finite:
                 row.error = NumericalError(f"{message}; try another dtype (--dtype float32) or --alignment")
         if not all(finite):
@@ -229,36 +345,43 @@ class Rollout:
         self.memory = self.memory.select_rows(staying)
         if self.hidden is not None:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
+        if self.attended is not None:
+            self.attended = self.attended[:, torch.tensor(staying, dtype=torch.long, device=self.attended.device)]
         self.rows = [self.rows[index] for index in staying]
 
-    def _account(self, step: Step, rows: Sequence[Row], passes: int, seconds: float) -> None:
-        assert not isinstance(step, Join)
+    def _account(self, number: int, rows: Sequence[Row], passes: int, seconds: float) -> None:
         remaining = dict(zip(map(id, self.rows), self.memory.real_slots.tolist(), strict=True))
-        for row in rows:
+        for row, handed in zip(rows, self._handed, strict=True):
+            step = row.steps[number]
             before = row.accounts[-1].slots if row.accounts else 0
-            prompt = len(step_of.tokens) if isinstance(step_of := row.steps[len(row.accounts)], Read) else 0
             written = tuple(row.written) if isinstance(step, Write) else ()
             # The last token of a text that was cut is read back only where a step follows.
             unread = row.finish_reason is FinishReason.LENGTH and len(row.accounts) + 1 == len(row.steps)
             fed = len(written) - unread
+            branches = self._branches.get(id(row), ())
+            # What a Join took is in the accounts of its branches; its own is the joining.
+            inside = sum(account.seconds for branch in branches for account in branch)
             row.accounts.append(
                 StepAccount(
                     verb=type(step).__name__,
-                    agent=step.agent,
-                    prompt_tokens=prompt,
+                    agent=row.agent(number),
+                    prompt_tokens=len(step.tokens) if isinstance(step, Read) else 0,
                     thoughts=step.steps if isinstance(step, Think) else 0,
                     written=written,
                     # A row that left the batch took what it wrote along; count what it had.
                     slots=remaining.get(id(row), before + fed),
                     memory_bytes=remaining.get(id(row), before + fed) * self.memory.slot_bytes,
                     forward_passes=fed if isinstance(step, Write) else passes,
-                    seconds=seconds / len(rows),
+                    seconds=max(seconds / len(rows) - inside, 0.0),
+                    handover=handed,
+                    branches=branches,
                 )
             )
 
 
-def _take(row: Row, token: int, is_finite: bool, stop_tokens: frozenset[int], step: Write) -> None:
+def _take(row: Row, token: int, is_finite: bool, stop_tokens: frozenset[int], step: Step) -> None:
     """Add a token to what a row wrote, or end the row."""
+    assert isinstance(step, Write)
     if not is_finite:
         row.error = NumericalError(f"a logit of agent {step.agent!r} is not finite; try --dtype float32")
     elif token in stop_tokens:
@@ -269,12 +392,25 @@ def _take(row: Row, token: int, is_finite: bool, stop_tokens: frozenset[int], st
             row.finish_reason = FinishReason.LENGTH
 
 
-def _slots_before_writing(rows: Sequence[tuple[Step, ...]]) -> int:
-    """Return the slots a batch needs, pads included, up to its last Write, whose length nobody knows."""
+def _makes_memory_anew(step: Step) -> bool:
+    return isinstance(step, Join) or (isinstance(step, Handover) and not step.passes_everything)
+
+
+def _slots_ahead(rows: Sequence[tuple[Step, ...]]) -> int:
+    """Return the slots a batch appends, pads included, before its memory is made anew, or a text begins.
+
+    Nobody knows how long a text will be. A prompt that is read on trial before a hand-over takes room for a moment.
+    """
     total = 0
-    for steps in zip(*rows, strict=True):
-        if isinstance(steps[0], Read):
-            total += max(len(step.tokens) for step in steps if isinstance(step, Read))
-        elif isinstance(steps[0], Think):
-            total += steps[0].steps
+    for number, steps in enumerate(zip(*rows, strict=True)):
+        step = steps[0]
+        if isinstance(step, Read):
+            total += max(len(read.tokens) for read in steps if isinstance(read, Read))
+        elif isinstance(step, Think):
+            total += step.steps
+        elif isinstance(step, Write) or _makes_memory_anew(step):
+            if handover.wants_receiver(step):
+                ahead = [handover.next_read(row[number:]) for row in rows]
+                total += max((len(read.tokens) for _, read in filter(None, ahead)), default=0)
+            return total
     return total

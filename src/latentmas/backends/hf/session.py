@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from latentmas.alignment import Alignment
+from latentmas.backends.hf import handover
 from latentmas.backends.hf.backend import HFBackend
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
@@ -19,13 +20,14 @@ from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchE
 from latentmas.memory import LatentMemory
 from latentmas.program import (
     KEEP_ALL,
-    STRUCTURAL_FILTERS,
     Handover,
     KeepSpec,
+    Positions,
     Program,
     Read,
     Sampling,
     Step,
+    Storage,
     Think,
     ThoughtSource,
     Write,
@@ -102,13 +104,36 @@ class Session:
         """
         return self._do(Think(agent=agent, steps=steps, source=source))
 
-    def hand_over(self, agent: str, keep: KeepSpec = KEEP_ALL) -> Session:
-        """Drop the slots that the next agent does not get."""
-        if keep.name not in STRUCTURAL_FILTERS:
-            raise CapabilityError(f"no filter {keep.name!r} yet; choose from: {', '.join(sorted(STRUCTURAL_FILTERS))}")
+    def hand_over(
+        self,
+        agent: str,
+        keep: KeepSpec = KEEP_ALL,
+        *,
+        positions: Positions = Positions.TRUE,
+        storage: Storage = Storage.NATIVE,
+        to: str | None = None,
+    ) -> Session:
+        """Drop, move or pack the slots that the next agent gets.
+
+        Args:
+            to: The message the next agent will read; filters that look at the receiver need it. It is not read yet.
+
+        Raises:
+            CapabilityError: There is no such filter, this model or a session cannot do it, or `to` is missing.
+        """
         if not self._steps:
             raise ProgramError("nobody has read anything in this session yet; a hand-over comes after the first Read")
-        return self._do(Handover(agent=agent, keep=keep))
+        step = Handover(agent=agent, keep=keep, positions=positions, storage=storage)
+        ahead = (
+            () if to is None else (Read(agent="next", tokens=self._codec.encode_chat([Message("user", to)]).tokens),)
+        )
+        handover.check(Program((*self._steps, step, *ahead)), self._model)
+        if handover.wants_sender([step]):
+            raise CapabilityError(
+                f"filter {keep.name!r} has to watch the sender while it reads, and a session does not know beforehand; "
+                "run a Program instead"
+            )
+        return self._do(step, ahead)
 
     def write(self, agent: str, max_new_tokens: int = 512, sampling: Sampling | None = None) -> str:
         """Decode and return text; what was written stays in memory, without its end of text."""
@@ -126,13 +151,13 @@ class Session:
         other._rollout.hidden = self._rollout.hidden
         return other
 
-    def save(self, path: Path | str) -> None:
-        """Write the memory to a safetensors file that only this model reads back."""
-        self.memory.save(path, self._model.fingerprint)
+    def save(self, path: Path | str, storage: Storage = Storage.NATIVE) -> None:
+        """Write the memory to a safetensors file that only this model reads back, in 8 bits where told to."""
+        self.memory.save(path, self._model.fingerprint, storage)
 
     @torch.inference_mode()
-    def _do(self, step: Step) -> Session:
-        """Run one more step.
+    def _do(self, step: Step, ahead: tuple[Step, ...] = ()) -> Session:
+        """Run one more step, with those that may come after it in sight.
 
         Raises:
             ProgramError: The step may not come here.
@@ -145,14 +170,17 @@ class Session:
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
         rollout, row, memory = self._rollout, self._row, self._rollout.memory
-        before = memory.slots, memory.next_position, rollout.hidden, row.thoughts, row.writes
-        row.program = program
+        of_row = row.thoughts, row.writes, row.handovers
+        before = memory.slots, memory.next_position, memory.made, rollout.hidden
+        row.program = Program((*program, *ahead))
         try:
             rollout.step(len(self._steps), last=False)
         except BaseException:  # Ctrl-C in a notebook, for one: the session is as it was before this step
             rollout.memory = memory
-            memory.slots, memory.next_position, rollout.hidden, row.thoughts, row.writes = before
+            memory.slots, memory.next_position, memory.made, rollout.hidden = before
+            row.thoughts, row.writes, row.handovers = of_row
             raise
+        row.program = program
         if self._row.error is not None:
             raise self._row.error
         self._steps = program.steps

@@ -14,9 +14,10 @@ from torch import Tensor
 from latentmas.alignment import Alignment, NormOnly
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
+from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
-from latentmas.memory import Rope
-from latentmas.program import Program, Read
+from latentmas.program import Program, Read, SlotKind
+from latentmas.rope import Rope
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of two logits, as a share of the largest logit. Wrong masks or positions differ by its size."""
@@ -64,6 +65,31 @@ def verified(model: LoadedModel) -> LoadedModel:
                 "largest logit from the same prompt read at once; use another model"
             )
     return replace(model, rope=_turning_rope(model, rows[0][0]))
+
+
+@torch.inference_mode()
+def check_watch(model: LoadedModel) -> None:
+    """Compare attention as it is watched with what the model makes of it, on one small forward pass.
+
+    Raises:
+        CapabilityError: They differ, or some layer cannot be watched.
+    """
+    tokens = [tuple((5 * index + 3 * row + 1) % model.vocabulary for index in range(6 + row)) for row in range(2)]
+    nothing: Alignment = NormOnly(1.0, torch.float32)
+    rows = [Row(program=Program((Read(agent="a", tokens=own),)), seed=0) for own in tokens]
+    rollout = Rollout(model, nothing, rows)
+    rollout.run()
+    embeddings, valid = rollout.embed(0)
+    watch = Watch(valid, rollout.memory, checks=True)
+    rollout.forward(embeddings, valid, ["b", "b"], SlotKind.PROMPT, watch)
+    watch.attention(model)
+    # Written so that NaN does not pass.
+    if not watch.error <= TOLERANCE[model.dtype]:
+        kind = model.causal.config.get_text_config().model_type
+        raise CapabilityError(
+            f"the attention of {kind} cannot be watched: its output differs by {watch.error:.2g} of the largest value "
+            "from what its queries, keys and values give; use a filter that does not look at attention"
+        )
 
 
 def _final_logits(model: LoadedModel, programs: list[Program]) -> Tensor:

@@ -56,8 +56,9 @@ def refuse(program: Program) -> None:
         match step:
             case Join():
                 what = "Join: it lays memories end to end"
-            case Handover() if step.keep.name != "full":
-                what = f"a Handover that keeps {step.keep}: a request reads all of its own prompt"
+            case Handover() if not step.passes_everything:
+                how = f"positions {step.positions.value}, stored as {step.storage.value}"
+                what = f"a Handover that keeps {step.keep}, {how}: a request reads all of its own prompt"
             case Think(source=ThoughtSource.NOISE, steps=steps) if steps:
                 what = "noise in place of thoughts"
             case _:

@@ -1,0 +1,270 @@
+"""Hand-overs: what a filter needs is looked up, slots are chosen, dropped, moved and stored, and all of it is measured.
+
+A hand-over is executed with the Read that follows in sight. Where a filter asks what the receiver attends to, its
+prompt is read once on trial, on the whole memory, and taken back; it is read again on what was kept, so that a dropped
+slot has no part in anything that comes later but the choice itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentmas.backends.hf.load import LoadedModel
+from latentmas.backends.hf.sampling import stream_key, uniform
+from latentmas.backends.hf.watch import Watch
+from latentmas.errors import CapabilityError, LatentMASError
+from latentmas.filters import Grain, Need, Sight, choose, needs_of
+from latentmas.filters._registry import open_filter
+from latentmas.filters.knn import similarity
+from latentmas.memory import LatentMemory, Share
+from latentmas.program import Handover, Join, Positions, Program, Read, SlotKind, Step, Storage
+from latentmas.protocols import Capture, HandoverAccount, HandoverShare, Similarity
+
+if TYPE_CHECKING:
+    from latentmas.backends.hf.rollout import Rollout
+
+OF_RECEIVER = frozenset({Need.RECEIVER, Need.RECEIVER_ATTENTION})
+
+
+def hand_over(rollout: Rollout, number: int) -> tuple[list[HandoverAccount | None], int]:
+    """Run the Handover that is step `number` of every row; return what it did to each, and forward passes."""
+    step = _handover(rollout.rows[0].steps[number])
+    if rollout.sink is not None and Capture.SIMILARITY in rollout.sink.wants:
+        _publish_similarity(rollout, number)
+    accounts: list[HandoverAccount | None] = [None] * len(rollout.rows)
+    passes = 0
+    if not step.passes_everything:
+        accounts, passes = _cut(rollout, number, step)
+    for row in rollout.rows:
+        row.handovers += 1
+    rollout.attended = None  # the turn is over
+    return accounts, passes
+
+
+def check(program: Program, model: LoadedModel) -> None:
+    """Refuse what this model cannot do, by name.
+
+    Raises:
+        CapabilityError: Keys cannot be turned, windows need one set of slots, or a filter has nothing to look at.
+    """
+    for number, step in enumerate(program):
+        match step:
+            case Join():
+                if model.rope is None:
+                    raise CapabilityError(f"a Join turns keys, and {_unturnable(model)}; use --topology chain")
+                for branch in step.branches:
+                    check(branch, model)
+            case Handover() if not step.passes_everything:
+                _check_handover(step, program.steps[number:], model)
+            case _:
+                pass
+
+
+def next_read(steps: Iterable[Step]) -> tuple[int, Read] | None:
+    """Return the Read that comes next, and where it is; nothing but hand-overs may stand before it."""
+    for number, step in enumerate(steps):
+        if isinstance(step, Read):
+            return number, step
+        if not isinstance(step, Handover):
+            break
+    return None
+
+
+def looks_at_attention(program: Program) -> bool:
+    """Return whether any filter of a program asks what somebody attends to."""
+    attention = {Need.RECEIVER_ATTENTION, Need.SENDER_ATTENTION}
+    return any(attention & needs_of(open_filter(step.keep)) for step in program.flat() if isinstance(step, Handover))
+
+
+def wants_receiver(step: Step) -> bool:
+    """Return whether a hand-over reads the next prompt on trial."""
+    return isinstance(step, Handover) and Need.RECEIVER_ATTENTION in needs_of(open_filter(step.keep))
+
+
+def wants_sender(steps: Iterable[Step]) -> bool:
+    """Return whether the next hand-over asks what its sender attended to; `steps` begin within the sender's turn."""
+    ahead = next((step for step in steps if isinstance(step, Handover) and not step.passes_everything), None)
+    passed = next((step for step in steps if isinstance(step, Handover)), None)
+    return ahead is passed and ahead is not None and Need.SENDER_ATTENTION in needs_of(open_filter(ahead.keep))
+
+
+def mean_embedding(embeddings: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of the real embeddings of each row, ``[B, E]`` in at least float32."""
+    exact = torch.promote_types(embeddings.dtype, torch.float32)
+    real = valid[:, :, None]
+    return (embeddings.to(exact) * real).sum(dim=1) / real.sum(dim=1)
+
+
+def _handover(step: Step) -> Handover:
+    assert isinstance(step, Handover)
+    return step
+
+
+def _kind(model: LoadedModel) -> str:
+    return str(model.causal.config.get_text_config().model_type)
+
+
+def _has_windows(model: LoadedModel) -> bool:
+    return any(window is not None for window in model.windows.values())
+
+
+def _unturnable(model: LoadedModel) -> str:
+    return f"rotary positions of {_kind(model)} depend on length or have a layout that is not known"
+
+
+def _check_handover(step: Handover, steps: Sequence[Step], model: LoadedModel) -> None:
+    try:
+        filter_ = open_filter(step.keep)
+    except LatentMASError as error:
+        raise CapabilityError(f"a hand-over cannot keep {step.keep}: {error}") from error
+    if step.positions is Positions.REROTATE and model.rope is None:
+        raise CapabilityError(f"--positions rerotate turns keys, and {_unturnable(model)}; use --positions true")
+    needs = needs_of(filter_)
+    if needs & OF_RECEIVER and next_read(steps) is None:
+        raise CapabilityError(
+            f"filter {step.keep.name!r} looks at the agent that reads next, and nobody reads after this hand-over"
+        )
+    if _has_windows(model):
+        kind = _kind(model)
+        if getattr(filter_, "grain", Grain.TOKEN) is not Grain.TOKEN:
+            raise CapabilityError(
+                f"{kind} has sliding windows, whose masks need one set of slots for all layers; use --grain token"
+            )
+        if step.positions is Positions.PUBLISHED:
+            raise CapabilityError(
+                f"{kind} has sliding windows, and --positions published gives slots positions that no window can be "
+                "told from; use --positions true or rerotate"
+            )
+
+
+def _cut(rollout: Rollout, number: int, step: Handover) -> tuple[list[HandoverAccount | None], int]:
+    memory = rollout.memory
+    sight = _look(rollout, number, needs_of(open_filter(step.keep)))
+    before, bytes_before = memory.shares(), memory.storage_bytes
+    chosen = choose(open_filter(step.keep), step.keep, sight)
+    if _has_windows(rollout.model) and (chosen.shape[0] > 1 or chosen.shape[2] > 1):
+        raise CapabilityError(
+            f"{_kind(rollout.model)} has sliding windows, and filter {step.keep.name!r} chose for each layer or head; "
+            "its scores must have the shape rows x slots"
+        )
+    trial = sight.receiver_attention is not None
+    del sight
+    kept = memory.keep(chosen, release=rollout.releases)
+    kept.reposition(step.positions, rollout.model.rope)
+    errors: list[tuple[float | None, float | None]] = [(None, None)] * len(rollout.rows)
+    after, bytes_after = kept.shares(), kept.storage_bytes
+    stored = [sum(share.bytes for share in row) for row in after]
+    if step.storage is Storage.INT8:
+        packed, of_keys, of_values = kept.through_int8()
+        stored = [packed // max(1, len(rollout.rows))] * len(rollout.rows)
+        errors = list(zip(of_keys.tolist(), of_values.tolist(), strict=True))
+    rollout.memory = kept
+    accounts: list[HandoverAccount | None] = []
+    for index, row in enumerate(rollout.rows):
+        read = next_read(row.steps[number:])
+        accounts.append(
+            HandoverAccount(
+                keep=str(step.keep),
+                positions=step.positions.value,
+                storage=step.storage.value,
+                shares=_shares(before[index], after[index]),
+                trial_tokens=len(read[1].tokens) if trial and read else 0,
+                storage_before=bytes_before // len(rollout.rows),
+                storage_after=bytes_after // len(rollout.rows),
+                stored_bytes=stored[index],
+                key_error=errors[index][0],
+                value_error=errors[index][1],
+            )
+        )
+    return accounts, int(trial)
+
+
+def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
+    """Return what a filter asked for."""
+    rows, memory = rollout.rows, rollout.memory
+    receiver = attention = None
+    if needs & OF_RECEIVER:
+        found = next_read(rows[0].steps[number:])
+        assert found is not None
+        reading = number + found[0]
+        if Need.RECEIVER in needs:
+            receiver = mean_embedding(*rollout.embed(reading))
+        if Need.RECEIVER_ATTENTION in needs:
+            attention = _read_on_trial(rollout, reading)
+    if Need.SENDER_ATTENTION in needs and rollout.attended is None:
+        raise CapabilityError("nobody watched what the sender attended to; it has to read after the hand-over before")
+    return Sight(
+        memory=memory,
+        sender=memory.agent_numbers(rollout.agents(number)),
+        receiver=receiver,
+        receiver_attention=attention,
+        sender_attention=rollout.attended if Need.SENDER_ATTENTION in needs else None,
+        random=_random(rollout) if Need.RANDOM in needs else None,
+    )
+
+
+def _read_on_trial(rollout: Rollout, reading: int) -> Tensor:
+    """Return ``[L, B, H, S]``: how much the prompts of step `reading` attend to each slot of the memory as it is."""
+    memory, slots = rollout.memory, rollout.memory.slots
+    embeddings, valid = rollout.embed(reading)
+    watch = Watch(valid, memory)
+    rollout.forward(embeddings, valid, rollout.agents(reading), SlotKind.PROMPT, watch)
+    memory.forget_newest(valid)
+    return watch.attention(rollout.model)[..., :slots]
+
+
+def _random(rollout: Rollout) -> Tensor:
+    """Return ``[B, S]`` numbers that depend on seed, hand-over and the number of a slot in its row."""
+    memory = rollout.memory
+    keys = [stream_key(row.seed, "filter", row.handovers) for row in rollout.rows]
+    numbers = (memory.valid.long().cumsum(dim=1) - 1).clamp_min(0)
+    return uniform(torch.tensor(keys, dtype=torch.long, device=memory.device), 0, numbers)
+
+
+def _shares(before: Sequence[Share], after: Sequence[Share]) -> tuple[HandoverShare, ...]:
+    left = {(share.agent, share.kind): share for share in after}
+    shares = []
+    for share in before:
+        kept = left.get((share.agent, share.kind))
+        shares.append(
+            HandoverShare(
+                agent=share.agent,
+                kind=share.kind.name.lower(),
+                slots_before=share.slots,
+                slots_after=kept.slots if kept else 0,
+                bytes_before=share.bytes,
+                bytes_after=kept.bytes if kept else 0,
+            )
+        )
+    return tuple(shares)
+
+
+def _publish_similarity(rollout: Rollout, number: int) -> None:
+    """Give the sink the cosine of the next prompt with every key, before anything is dropped between these agents."""
+    found = next_read(rollout.rows[0].steps[number:])
+    if found is None or (number and isinstance(rollout.rows[0].steps[number - 1], Handover)):
+        return
+    memory: LatentMemory = rollout.memory
+    if not memory.uniform:
+        raise CapabilityError("slots that differ from head to head have no picture; choose by --grain token")
+    receiver = mean_embedding(*rollout.embed(number + found[0]))
+    cosines = torch.stack([similarity(receiver, memory.keys(layer)).cpu() for layer in range(memory.layers)])
+    assert rollout.sink is not None
+    for index, row in enumerate(rollout.rows):
+        real = memory.valid[index]
+        rollout.sink.similarity(
+            row.key,
+            row.handovers,
+            Similarity(
+                sender=row.agent(number),
+                receiver=row.agent(number + found[0]),
+                cosines=cosines[:, index, real.cpu()].float(),
+                positions=tuple(memory.positions[index, real].tolist()),
+                agents=tuple(memory.agent_names[agent] for agent in memory.agents[index, real].tolist()),
+                kinds=tuple(memory.kinds[index, real].tolist()),
+            ),
+        )

@@ -1,0 +1,135 @@
+"""Seeing what a model attends to, without asking it for attention weights.
+
+transformers hands queries, keys and mask of every layer to an attention function that is looked up by name; for a
+watched forward pass that name is ours. Queries arrive there rotated and normed, so nothing of an architecture is
+repeated here, and sdpa goes on computing what the model computes. Weights exist for a slice of the queries at a time.
+
+Shape letters: B rows, L layers, H key/value heads, G query heads that share one of them, T new slots (the last T of S),
+D head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from latentmas.backends.hf.load import LoadedModel
+from latentmas.errors import CapabilityError
+from latentmas.memory import LatentMemory
+
+WATCHED: Final = "latentmas_watched"
+SLICE: Final = 1 << 25
+"""Attention weights that exist at a time, at most (128 MiB in float32), unless one query needs more."""
+
+_watch: ContextVar[Watch | None] = ContextVar("latentmas_watch", default=None)
+_inner: ContextVar[str] = ContextVar("latentmas_inner", default="sdpa")
+
+
+class Watch:
+    """Adds up attention, over the real ones of the new slots, to each slot of each layer and head.
+
+    Args:
+        valid: ``[B, T]`` bool: which of the new slots are no padding.
+        memory: Which the new slots were added to.
+        checks: Compare the weights with what the model's own attention made of them.
+    """
+
+    def __init__(self, valid: Tensor, memory: LatentMemory, *, checks: bool = False) -> None:
+        self._valid = valid
+        self._memory = memory
+        self._checks = checks
+        self.layers: dict[int, Tensor] = {}
+        self.error = 0.0
+
+    def see(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, output: Tensor, how: Any
+    ) -> None:
+        """Take in one layer.
+
+        Args:
+            query: ``[B, H G, T, D]``, rotated.
+            key: ``[B, H, S, D]``; with H G heads where a model repeats them first.
+            mask: ``[B, 1, T, S]``: bool, or what eager attention adds.
+            output: ``[B, T, H G, D]`` what attention made of it.
+            how: What else the attention function was given.
+        """
+        rows, heads, new, width = query.shape
+        groups, slots = key.shape[1], key.shape[2]
+        exact = torch.promote_types(query.dtype, torch.float32)
+        seen = mask[:, :, -new:, :slots] if mask.dtype == torch.bool else mask[:, :, -new:, :slots] == 0
+        scale = how.get("scaling") or width**-0.5
+        cap, sink = how.get("softcap"), how.get("s_aux")
+        total = torch.zeros(rows, groups, slots, dtype=exact, device=query.device)
+        keys = key.to(exact).transpose(2, 3)  # [B, H, D, S]
+        step = max(1, SLICE // max(1, rows * heads * slots))
+        for start in range(0, new, step):
+            part = query[:, :, start : start + step].to(exact) * scale
+            length = part.shape[2]
+            scores = part.reshape(rows, groups, -1, width) @ keys  # [B, H, G t, S]
+            scores = scores.view(rows, groups, heads // groups, length, slots)
+            if cap is not None:
+                scores = torch.tanh(scores / cap) * cap
+            scores = scores.masked_fill_(~seen[:, :, None, start : start + length], -torch.inf)
+            if sink is not None:  # a head's own logit that takes weight and gives nothing
+                extra = sink.to(exact).view(1, groups, -1, 1, 1).expand(rows, -1, -1, length, 1)
+                weights = torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
+            else:
+                weights = scores.softmax(dim=-1)
+            if self._checks:
+                made = (weights.flatten(2, 3) @ value.to(exact)).view(rows, heads, length, -1)
+                off = (made - output.transpose(1, 2)[:, :, start : start + length].to(exact)).abs()
+                real = self._valid[:, None, start : start + length, None]
+                self.error = max(self.error, float((off * real).max() / made.abs().max().clamp_min(1e-6)))
+            weights = weights * self._valid[:, None, None, start : start + length, None]
+            total += weights.sum(dim=(2, 3)) / (heads // groups)
+        # Where keys were repeated before, those that share a head are one again.
+        self.layers[layer] = total.view(rows, self._memory.keys(layer).shape[1], -1, slots).mean(dim=2)
+
+    def attention(self, model: LoadedModel) -> Tensor:
+        """Return what was seen, ``[L, B, H, S]``, on the device where thoughts enter.
+
+        Raises:
+            CapabilityError: The model attends in a way that cannot be watched.
+        """
+        if sorted(self.layers) != list(range(model.layers)):
+            kind = model.causal.config.get_text_config().model_type
+            raise CapabilityError(
+                f"the attention of {kind} cannot be watched: {len(self.layers)} of its {model.layers} layers call the "
+                "attention functions of transformers; use a filter that does not look at attention"
+            )
+        return torch.stack([self.layers[layer].to(model.device) for layer in range(model.layers)])
+
+
+@contextmanager
+def watching(model: LoadedModel, watch: Watch) -> Iterator[None]:
+    """Let a watch see every attention that `model` computes inside of the block."""
+    AttentionInterface.register(WATCHED, _watched)
+    config = model.causal.config.get_text_config()
+    before = config._attn_implementation
+    tokens = _watch.set(watch), _inner.set(before)
+    config._attn_implementation = WATCHED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _watch.reset(tokens[0])
+        _inner.reset(tokens[1])
+
+
+def _watched(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **how: Any
+) -> tuple[Tensor, Tensor | None]:
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(_inner.get(), eager)  # type: ignore[arg-type]
+    output: tuple[Tensor, Tensor | None] = attend(module, query, key, value, attention_mask, **how)
+    watch = _watch.get()
+    if watch is not None:
+        watch.see(module.layer_idx, query, key, value, mask=attention_mask, output=output[0], how=how)
+    return output

@@ -1,0 +1,119 @@
+"""From the options of a run to its hand-overs: which filter, with what budget, and whether this model can do it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from latentmas.errors import CapabilityError, ConfigError
+from latentmas.experiment.config import RunConfig
+from latentmas.experiment.models import SCRIPTED, load_options
+from latentmas.program import Budget, KeepSpec, Protect, Unit
+from latentmas.protocols import Capability
+
+SINKS = 4
+"""First slots a filter keeps unless told otherwise."""
+
+
+def filter_spec(config: RunConfig) -> KeepSpec | None:
+    """Return the filter of a run, checked; None where there is none.
+
+    Raises:
+        UnknownNameError: There is no filter of this name.
+        ConfigError: It does not take these options.
+    """
+    if config.knn_filter:
+        return _opened(
+            KeepSpec(
+                name="knn",
+                parameters=(("strategy", config.knn_strategy),),
+                budget=Budget(unit=Unit.CACHE, amount=config.knn_percentage),
+                protect=Protect(
+                    sinks=config.protect_sinks or 0,
+                    newest=max(config.knn_min_keep, config.protect_newest),
+                    thoughts=config.protect_thoughts,
+                ),
+            )
+        )
+    if config.filter is None:
+        return None
+    parameters = _parameters(config)
+    return _opened(
+        KeepSpec(
+            name=config.filter,
+            parameters=tuple(parameters.items()),
+            budget=Budget(unit=Unit(config.budget), amount=config.keep),
+            protect=Protect(
+                sinks=SINKS if config.protect_sinks is None else config.protect_sinks,
+                newest=config.protect_newest,
+                thoughts=config.protect_thoughts,
+            ),
+        )
+    )
+
+
+def notes(config: RunConfig) -> dict[str, str | None]:
+    """Return what a manifest must know: the code of a filter that does not come with an installed package."""
+    if config.filter is None or ":" not in config.filter:
+        return {}
+    from latentmas.filters._registry import source_digest
+
+    return {"filter_digest": source_digest(config.filter)}
+
+
+def check(config: RunConfig, needs: Collection[Capability]) -> None:
+    """Refuse what no hand-over of this run can do, before weights are loaded.
+
+    Raises:
+        CapabilityError: The model's windows or positions do not allow it.
+        ConfigError: Two options contradict each other.
+    """
+    spec = filter_spec(config)
+    grain = "token"
+    if spec is not None:
+        from latentmas.filters._registry import open_filter
+
+        grain = getattr(open_filter(spec), "grain", "token")
+    if grain != "token" and config.handover != "full":
+        raise ConfigError(
+            f"--filter {config.filter} chooses for each {grain}, so that heads hold different slots, and --handover "
+            f"{config.handover} would leave them different numbers of slots; give --grain token"
+        )
+    if grain != "token" and (config.show_heatmaps or config.show_heatmaps_singlelayer):
+        raise ConfigError(
+            f"--filter {config.filter} chooses for each {grain}, which has no heatmap; give --grain token"
+        )
+    if config.model_name == SCRIPTED:
+        pictures = config.show_heatmaps or config.show_heatmaps_singlelayer or config.save_embeddings
+        if Capability.HANDOVER_FILTER in needs or pictures:
+            raise CapabilityError(f"the backend {SCRIPTED!r} has no keys to look at; choose a model")
+        return
+    turns = Capability.JOIN in needs or config.positions == "rerotate"
+    if not (turns or grain != "token" or config.positions == "published"):
+        return
+    from latentmas.backends.hf.load import check_handovers
+
+    check_handovers(load_options(config), turns=turns, fine=grain != "token", published=config.positions == "published")
+
+
+def _parameters(config: RunConfig) -> dict[str, str | int | float | bool]:
+    from latentmas.filters._registry import takes
+
+    assert config.filter is not None
+    parameters: dict[str, str | int | float | bool] = {}
+    for name, value in json.loads(config.filter_options).items():
+        if not isinstance(value, str | int | float | bool):
+            raise ConfigError(f"--filter_options: {name!r} is {value!r}; expected text, a number, true or false")
+        parameters[name] = value
+    if config.grain is not None:
+        if not takes(config.filter, "grain"):
+            raise ConfigError(f"filter {config.filter!r} has one way to choose; drop --grain {config.grain}")
+        parameters["grain"] = config.grain
+    return parameters
+
+
+def _opened(spec: KeepSpec) -> KeepSpec:
+    from latentmas.filters._registry import open_filter
+
+    open_filter(spec)
+    return spec
