@@ -233,8 +233,10 @@ class RunConfig(BaseModel):
     protect_newest: Annotated[int, HANDOVER] = Field(
         default=0, ge=0, description="Newest slots that are always kept, inside the budget."
     )
-    protect_thoughts: Annotated[bool, HANDOVER] = Field(
-        default=False, description="Always keep latent thoughts, inside the budget."
+    protect_thoughts: Annotated[bool | None, HANDOVER_SAYS] = Field(
+        default=None,
+        description="Always keep latent thoughts, inside the budget: they were made for others, and the next agent's "
+        "attention does not say what a later one will need. Default: on with --filter, off with --knn_filter.",
     )
     filter_options: Annotated[str, AfterValidator(_json_object), HANDOVER] = Field(
         default="{}", description="Further parameters of --filter as a JSON object."

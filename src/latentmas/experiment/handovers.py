@@ -31,7 +31,7 @@ def filter_spec(config: RunConfig) -> KeepSpec | None:
                 protect=Protect(
                     sinks=config.protect_sinks or 0,
                     newest=max(config.knn_min_keep, config.protect_newest),
-                    thoughts=config.protect_thoughts,
+                    thoughts=config.protect_thoughts or False,
                 ),
             )
         )
@@ -46,7 +46,7 @@ def filter_spec(config: RunConfig) -> KeepSpec | None:
             protect=Protect(
                 sinks=SINKS if config.protect_sinks is None else config.protect_sinks,
                 newest=config.protect_newest,
-                thoughts=config.protect_thoughts,
+                thoughts=config.protect_thoughts is not False,
             ),
         )
     )

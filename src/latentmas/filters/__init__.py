@@ -68,7 +68,8 @@ class Sight:
         receiver: ``[B, E]`` mean input embedding of the next agent's prompt.
         receiver_attention: ``[L, B, H, S]`` attention of the next agent's prompt to each slot, summed over its tokens,
             mean over the query heads that share a key/value head.
-        sender_attention: ``[L, B, H, S]`` the same of everything the sender read and thought in its turn.
+        receiver_peak: ``[L, B, H, S]`` the largest weight that any token of it gives a slot, in any of those heads.
+        sender_attention: ``[L, B, H, S]`` as `receiver_attention`, of all that the sender read and thought in its turn.
         random: ``[B, S]`` uniform numbers in (0, 1) that depend on the sample's seed, the number of the hand-over and
             the number of the slot in its row, and on nothing else.
     """
@@ -77,6 +78,7 @@ class Sight:
     sender: Tensor
     receiver: Tensor | None = None
     receiver_attention: Tensor | None = None
+    receiver_peak: Tensor | None = None
     sender_attention: Tensor | None = None
     random: Tensor | None = None
 

@@ -186,7 +186,7 @@ def _cut(rollout: Rollout, number: int, step: Handover) -> tuple[list[HandoverAc
 def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
     """Return what a filter asked for."""
     rows, memory = rollout.rows, rollout.memory
-    receiver = attention = None
+    receiver = attention = peak = None
     if needs & OF_RECEIVER:
         found = next_read(rows[0].steps[number:])
         assert found is not None
@@ -194,7 +194,7 @@ def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
         if Need.RECEIVER in needs:
             receiver = mean_embedding(*rollout.embed(reading))
         if Need.RECEIVER_ATTENTION in needs:
-            attention = _read_on_trial(rollout, reading)
+            attention, peak = _read_on_trial(rollout, reading)
     if Need.SENDER_ATTENTION in needs and rollout.attended is None:
         raise CapabilityError("nobody watched what the sender attended to; it has to read after the hand-over before")
     return Sight(
@@ -202,19 +202,21 @@ def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
         sender=memory.agent_numbers(rollout.agents(number)),
         receiver=receiver,
         receiver_attention=attention,
+        receiver_peak=peak,
         sender_attention=rollout.attended if Need.SENDER_ATTENTION in needs else None,
         random=_random(rollout) if Need.RANDOM in needs else None,
     )
 
 
-def _read_on_trial(rollout: Rollout, reading: int) -> Tensor:
-    """Return ``[L, B, H, S]``: how much the prompts of step `reading` attend to each slot of the memory as it is."""
+def _read_on_trial(rollout: Rollout, reading: int) -> tuple[Tensor, Tensor]:
+    """Return what the prompts of step `reading` attend to in the memory as it is, ``[L, B, H, S]``: sums and peaks."""
     memory, slots = rollout.memory, rollout.memory.slots
     embeddings, valid = rollout.embed(reading)
     watch = Watch(valid, memory)
     rollout.forward(embeddings, valid, rollout.agents(reading), SlotKind.PROMPT, watch)
     memory.forget_newest(valid)
-    return watch.attention(rollout.model)[..., :slots]
+    sums, peaks = watch.attention(rollout.model)
+    return sums[..., :slots], peaks[..., :slots]
 
 
 def _random(rollout: Rollout) -> Tensor:

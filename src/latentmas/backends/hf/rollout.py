@@ -317,7 +317,7 @@ class Rollout:
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
         if watch is not None:
-            seen = watch.attention(self.model)  # [L, B, H, S]
+            seen, _ = watch.attention(self.model)  # [L, B, H, S]
             if self.attended is not None:
                 seen[..., : self.attended.shape[3]] += self.attended
             self.attended = seen

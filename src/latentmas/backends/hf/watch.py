@@ -45,7 +45,7 @@ class Watch:
         self._valid = valid
         self._memory = memory
         self._checks = checks
-        self.layers: dict[int, Tensor] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.error = 0.0
 
     def see(
@@ -67,6 +67,7 @@ class Watch:
         scale = how.get("scaling") or width**-0.5
         cap, sink = how.get("softcap"), how.get("s_aux")
         total = torch.zeros(rows, groups, slots, dtype=exact, device=query.device)
+        peak = torch.zeros_like(total)
         keys = key.to(exact).transpose(2, 3)  # [B, H, D, S]
         step = max(1, SLICE // max(1, rows * heads * slots))
         for start in range(0, new, step):
@@ -89,11 +90,16 @@ class Watch:
                 self.error = max(self.error, float((off * real).max() / made.abs().max().clamp_min(1e-6)))
             weights = weights * self._valid[:, None, None, start : start + length, None]
             total += weights.sum(dim=(2, 3)) / (heads // groups)
+            peak = torch.maximum(peak, weights.amax(dim=(2, 3)))
         # Where keys were repeated before, those that share a head are one again.
-        self.layers[layer] = total.view(rows, self._memory.keys(layer).shape[1], -1, slots).mean(dim=2)
+        shared = (rows, self._memory.keys(layer).shape[1], -1, slots)
+        self.layers[layer] = total.view(shared).mean(dim=2), peak.view(shared).amax(dim=2)
 
-    def attention(self, model: LoadedModel) -> Tensor:
-        """Return what was seen, ``[L, B, H, S]``, on the device where thoughts enter.
+    def attention(self, model: LoadedModel) -> tuple[Tensor, Tensor]:
+        """Return what was seen on the device where thoughts enter, ``[L, B, H, S]`` each.
+
+        The first is a sum over the new slots, and a mean over the query heads that share a key/value head; the second
+        is the largest weight that any of them gave.
 
         Raises:
             CapabilityError: The model attends in a way that cannot be watched.
@@ -104,7 +110,9 @@ class Watch:
                 f"the attention of {kind} cannot be watched: {len(self.layers)} of its {model.layers} layers call the "
                 "attention functions of transformers; use a filter that does not look at attention"
             )
-        return torch.stack([self.layers[layer].to(model.device) for layer in range(model.layers)])
+        layers = [self.layers[layer] for layer in range(model.layers)]
+        sums, peaks = (torch.stack([part.to(model.device) for part in parts]) for parts in zip(*layers, strict=True))
+        return sums, peaks
 
 
 @contextmanager
