@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentmas.errors import CapabilityError, ContextLimitError
 from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Step, Think, ThoughtSource, Write
@@ -89,6 +89,32 @@ def chain(
         Write(agent=names[-1], max_new_tokens=write, sampling=sampling),
     ]
     return Program(tuple(steps))
+
+
+def joined(
+    said: Sequence[Prompts],
+    *,
+    thoughts: Sequence[int],
+    keep: KeepSpec | None = None,
+    write: int = 16,
+    source: ThoughtSource = ThoughtSource.OWN,
+    sampling: Sampling = GREEDY,
+) -> Program:
+    """Return independent experts, each with its prompts and thoughts, whom the last prompt's agent hears."""
+    *experts, last = said
+    branches = []
+    for number, (own, steps) in enumerate(zip(experts, thoughts, strict=True)):
+        name = f"expert {number}"
+        reads = [Read(agent=name, tokens=prompt) for prompt in own]
+        branches.append(Program((*reads, Think(agent=name, steps=steps, source=source))))
+    return Program(
+        (
+            Join(branches=tuple(branches)),
+            Handover(agent=f"expert {len(experts) - 1}", keep=keep or KeepSpec()),
+            Read(agent="judger", tokens=last[0]),
+            Write(agent="judger", max_new_tokens=write, sampling=sampling),
+        )
+    )
 
 
 def jobs(programs: Iterable[Program], first_seed: int = 0) -> list[Job]:
@@ -310,6 +336,76 @@ def check_keeping_everything_changes_nothing(subject: Subject) -> None:
         program = chain(prompts(seed), thoughts=3)
         bare = Program(tuple(step for step in program if not isinstance(step, Handover)))
         promise(len(set(written(backend, program, bare))) == 1, "a hand-over that keeps everything changes nothing")
+
+
+# Joining
+
+
+def team_of(row: int, **options: Any) -> Program:
+    """Return three experts and a judger; the middle one thinks longer, so that branches differ in shape."""
+    said = [prompts(10 * row + number, agents=1, shortest=3) for number in range(4)]
+    return joined(said, thoughts=(2, 4, 2), **options)
+
+
+def check_joined_rows_do_not_affect_each_other(subject: Subject) -> None:
+    for sampling in (GREEDY, WARM):
+        noise = [team_of(9, source=ThoughtSource.NOISE, sampling=sampling)] if subject.can(Capability.NOISE) else []
+        work = [team_of(row, sampling=sampling) for row in range(5)]
+        others = [chain(prompts(3), thoughts=2, sampling=sampling)]
+        check_others_do_not_matter(subject, jobs([*work, *noise, *others]))
+
+
+def check_branches_are_read_alone_and_in_order(subject: Subject) -> None:
+    """What one expert reads does not change what another one leaves; it changes what the judger writes."""
+    backend = subject.open(4)
+    said = [prompts(number, agents=1, shortest=4) for number in range(3)]
+    changed = [other_tokens(said[0]), *said[1:]]
+    whole, other, turned = (
+        completions(backend, jobs([joined(order, thoughts=(3, 3))]))["job-0"]
+        for order in (said, changed, [said[1], said[0], said[2]])
+    )
+    promise(whole.steps[0].branches[1] == other.steps[0].branches[1], "a branch does not see the others")
+    tokens = {completion.steps[-1].written for completion in (whole, other, turned)}
+    promise(len(tokens) == 3, "the judger sees every branch, and their order")
+
+
+def check_joined_positions_follow_each_other(subject: Subject) -> None:
+    """One expert after the other is what a Join of one with nothing is: the last position counts, not the slots."""
+    promise(subject.positions_matter, "only where absolute positions show in the text")
+    backend = subject.open(4)
+
+    def after(dropped: int) -> Program:
+        first = (Read(agent="a", tokens=tuple(range(dropped))), Handover(agent="a", keep=KeepSpec(name="thoughts")))
+        join = Join(branches=(Program(first), Program((Read(agent="b", tokens=(5, 6)),))))
+        return Program((join, Read(agent="c", tokens=(1, 2, 3)), Write(agent="c", max_new_tokens=16)))
+
+    promise(len(set(written(backend, after(4), after(5), after(9)))) == 3, "joining adds next positions")
+
+
+def check_joined_accounts_add_up(subject: Subject) -> None:
+    program = team_of(2)
+    done = completions(subject.open(4), jobs([program]))["job-0"].steps
+    [join, *_] = program
+    assert isinstance(join, Join)
+    for branch, accounts in zip(join.branches, done[0].branches, strict=True):
+        slots = 0
+        for step, account in zip(branch, accounts, strict=True):
+            slots += len(step.tokens) if isinstance(step, Read) else step.steps if isinstance(step, Think) else 0
+            promise(account.slots == slots, "a branch counts its own slots")
+    promise(done[0].slots == sum(accounts[-1].slots for accounts in done[0].branches), "joining adds slots")
+    promise(program.count().max_slots >= done[-1].slots, "a program knows how many slots it may need")
+
+
+def check_an_agent_in_two_branches_is_laid_down_once(subject: Subject) -> None:
+    shared = (Read(agent="a", tokens=(3, 1, 4, 1, 5)), Think(agent="a", steps=2), Handover(agent="a"))
+
+    def branch(name: str, prompt: tuple[int, ...]) -> Program:
+        return Program((*shared, Read(agent=name, tokens=prompt), Think(agent=name, steps=1)))
+
+    join = Join(branches=(branch("b", (9, 2, 6)), branch("c", (5, 3))))
+    program = Program((join, Read(agent="d", tokens=(7, 7)), Write(agent="d", max_new_tokens=8)))
+    done = completions(subject.open(4), jobs([program]))["job-0"].steps
+    promise(done[0].slots == 7 + 4 + 3, "who is heard through two branches is laid down once")
 
 
 # Writing and accounts

@@ -21,10 +21,25 @@ from latentmas.backends.hf.backend import HFBackend
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.rollout import Rollout, Row
 from latentmas.backends.hf.sampling import CANDIDATES, choose, normal, stream_key, uniform
+from latentmas.backends.hf.watch import Watch
 from latentmas.backends.scripted import ScriptedBackend
-from latentmas.errors import NumericalError, SampleError
-from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Think, ThoughtSource, Write
-from latentmas.protocols import Capability, Completion, JobError
+from latentmas.errors import CapabilityError, NumericalError, SampleError
+from latentmas.program import (
+    Budget,
+    Handover,
+    Join,
+    KeepSpec,
+    Positions,
+    Program,
+    Protect,
+    Read,
+    Sampling,
+    Storage,
+    Think,
+    ThoughtSource,
+    Write,
+)
+from latentmas.protocols import Capability, Completion, Job, JobError
 
 CONTEXT = 1024
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -384,6 +399,181 @@ def test_keys_and_values_of_a_dropped_slot_are_never_read_again(tiny: Any) -> No
     spoiled = run_with(model, tiny.alignment(model), programs, spoil)
     for row in range(3):
         assert all_equal(row_tensors(plain, row), row_tensors(spoiled, row))
+
+
+# Joining
+
+
+def joins(subject: Subject) -> None:
+    if not subject.can(Capability.JOIN):
+        pytest.skip(f"{subject.name} cannot join memories")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        laws.check_joined_rows_do_not_affect_each_other,
+        laws.check_branches_are_read_alone_and_in_order,
+        laws.check_joined_accounts_add_up,
+        laws.check_an_agent_in_two_branches_is_laid_down_once,
+    ],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+def test_joining(subject: Subject, check: Callable[[Subject], None]) -> None:
+    joins(subject)
+    check(subject)
+
+
+def test_joined_positions_follow_each_other(subject: Subject, tiny: Any) -> None:
+    joins(subject)
+    if subject.positions_matter:
+        laws.check_joined_positions_follow_each_other(subject)
+        return
+    [memory] = tiny.memories([unread(laws.team_of(1))])
+    assert memory.positions[0].tolist() == list(range(memory.slots))
+    dropping = Program(
+        (
+            Join(
+                branches=(
+                    Program((Read(agent="a", tokens=(1, 2, 3)), Handover(agent="a", keep=KeepSpec(name="thoughts")))),
+                    Program((Read(agent="b", tokens=(5, 6)),)),
+                )
+            ),
+            Read(agent="c", tokens=(4,)),
+        )
+    )
+    [memory] = tiny.memories([dropping])
+    assert memory.positions[0].tolist() == [3, 4, 5]
+
+
+def test_a_branch_that_breaks_ends_its_own_job_only(tiny: Any) -> None:
+    model, alignment = poisoned(tiny, torch.float64)
+    said = [
+        [tuple(tuple(t % POISON for t in p) for p in prompts(9 * row + n, agents=1)) for n in range(3)]
+        for row in range(3)
+    ]
+    good = [laws.joined(row, thoughts=(2, 2)) for row in said]
+    broken = laws.joined([((*said[1][0][0], POISON),), *said[1][1:]], thoughts=(2, 2))
+    expected = laws.outcomes(HFBackend(model, ChatCodec(tiny.tokenizer), alignment), jobs(good))
+    found = laws.outcomes(HFBackend(model, ChatCodec(tiny.tokenizer), alignment), jobs([good[0], broken, good[2]]))
+    error = found.pop("job-1")
+    assert isinstance(error, JobError)
+    assert isinstance(error.error, NumericalError)
+    assert "expert 0" in str(error.error)
+    del expected["job-1"]
+    assert found == expected
+
+
+# Filters
+
+FILTERS = [
+    ("receiver", {"grain": "head"}),
+    ("receiver", {"grain": "token"}),
+    ("sender", {"grain": "layer"}),
+    ("knn", {"strategy": "bottom"}),
+    ("random", {}),
+    ("key_norm", {"grain": "head"}),
+    ("key_difference", {"grain": "layer"}),
+    ("recency", {}),
+]
+
+
+def half(name: str, parameters: dict[str, str], **options: Any) -> KeepSpec:
+    return KeepSpec(name=name, parameters=tuple(parameters.items()), budget=Budget(amount=0.5), **options)
+
+
+def filtered(row: int, keep: KeepSpec, *, sampling: Sampling = GREEDY, **how: Any) -> Program:
+    """Return a chain of four in which every hand-over filters."""
+    program = chain(prompts(row, shortest=3), thoughts=3, sampling=sampling)
+    return Program(tuple(replace(step, keep=keep, **how) if isinstance(step, Handover) else step for step in program))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "positions"),
+    [
+        *((name, parameters, Positions.TRUE) for name, parameters in FILTERS),
+        ("receiver", {"grain": "head"}, Positions.REROTATE),
+        ("knn", {"strategy": "top"}, Positions.PUBLISHED),
+    ],
+    ids=str,
+)
+def test_filtered_rows_do_not_affect_each_other(
+    tiny: Any, name: str, parameters: dict[str, str], positions: Positions
+) -> None:
+    keep = half(name, parameters, protect=Protect(sinks=1))
+    work = jobs(filtered(row, keep, sampling=WARM, positions=positions) for row in range(5))
+    laws.check_others_do_not_matter(hf_subject(tiny), work)
+
+
+def test_a_hand_over_through_int8_is_the_same_in_any_batch(tiny: Any) -> None:
+    keep = half("random", {})
+    work = jobs(filtered(row, keep, storage=Storage.INT8) for row in range(5))
+    laws.check_others_do_not_matter(hf_subject(tiny), work)
+    accounts = [step.handover for step in laws.completions(tiny.backend(), work)["job-0"].steps if step.handover]
+    assert len(accounts) == 3
+    assert all(account.key_error and 0 < account.key_error < 0.05 for account in accounts)
+
+
+def test_a_joined_and_filtered_team_is_the_same_in_any_batch(tiny: Any) -> None:
+    work = jobs(laws.team_of(row, keep=half("receiver", {"grain": "head"})) for row in range(5))
+    laws.check_others_do_not_matter(hf_subject(tiny), work)
+
+
+def test_a_random_filter_takes_nothing_from_the_stream_of_sampling(tiny: Any) -> None:
+    """With the logits out of play only the random numbers of the Write decide."""
+    for seed in range(4):
+        plain = Program(filtered(1, KeepSpec(), sampling=laws.STREAM_ONLY).steps)
+        cut = filtered(1, half("random", {}), sampling=laws.STREAM_ONLY)
+        one, other = laws.written(tiny.backend(), plain, cut, seed=seed)
+        assert one == other
+
+
+def test_a_random_filter_chooses_by_seed_and_by_hand_over(tiny: Any) -> None:
+    program = unread(filtered(1, half("random", {})))
+    sets = [roll(tiny.model(), tiny.alignment(tiny.model()), [program], [seed]).memory.positions for seed in range(6)]
+    assert len({tuple(positions[0].tolist()) for positions in sets}) == 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["receiver", "recency", "random", "knn"])
+def test_a_filter_that_keeps_everything_is_bit_identical_to_none(tiny: Any, dtype: torch.dtype, name: str) -> None:
+    model = tiny.model(dtype=dtype)
+    everything = KeepSpec(name=name, budget=Budget(amount=1.0))
+    plain, kept = (
+        roll(model, tiny.alignment(model), [unread(filtered(row, keep)) for row in range(3)])
+        for keep in (KeepSpec(), everything)
+    )
+    for row in range(3):
+        assert all_equal(row_tensors(plain, row), row_tensors(kept, row))
+
+
+def test_what_a_filter_cannot_look_at_is_refused_when_it_is_submitted(tiny: Any) -> None:
+    read = Read(agent="a", tokens=(1, 2, 3))
+    handover = Handover(agent="a", keep=half("receiver", {}))
+    backend = tiny.backend()
+    with pytest.raises(CapabilityError, match="nobody reads after"):
+        backend.submit(Job(key="x", program=Program((read, handover, Write(agent="a", max_new_tokens=2)))))
+    fine = Program((read, handover, read))
+    with pytest.raises(CapabilityError, match=r"mistral has sliding windows.*--grain token"):
+        tiny.backend("mistral").submit(Job(key="x", program=fine))
+    turned = replace(handover, keep=KeepSpec(name="thoughts"), positions=Positions.REROTATE)
+    without = replace(tiny.model(), rope=None)
+    with pytest.raises(CapabilityError, match="--positions rerotate turns keys"):
+        tiny.open(without).submit(Job(key="x", program=Program((read, turned, read))))
+    join = Program((Join(branches=(Program((read,)), Program((read,)))), read))
+    with pytest.raises(CapabilityError, match="--topology chain"):
+        tiny.open(without).submit(Job(key="x", program=join))
+
+
+def test_a_model_whose_attention_cannot_be_watched_is_refused_by_name(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watch, "see", lambda *_, **__: None)
+    program = Program(
+        (Read(agent="a", tokens=(1,)), Handover(agent="a", keep=half("receiver", {})), Read(agent="b", tokens=(2,)))
+    )
+    with pytest.raises(CapabilityError, match="the attention of qwen3 cannot be watched: 0 of its 2 layers"):
+        tiny.backend().submit(Job(key="x", program=program))
 
 
 def test_writing_leaves_no_end_of_text_in_memory(subject: Subject) -> None:

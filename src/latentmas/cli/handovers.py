@@ -94,7 +94,9 @@ def _table(points: list[sweep.Point]) -> Table:
     lines: dict[tuple[str, bool, str], dict[float, float]] = {}
     for point in points:
         lines.setdefault((point.filter, point.thoughts, point.positions), {})[point.keep] = point.accuracy
-    for (name, thoughts, policy), found in lines.items():
+    everything = lines[sweep.FULL, False, "true"]
+    for (name, thoughts, policy), own in lines.items():
+        found = {**everything, **own}  # keeping all is the same for every filter, to the last bit
         shares = (f"{100 * found[keep]:.1f}" if keep in found else "" for keep in keeps)
         table.add_row(name, "kept" if thoughts else "", policy, *shares)
     return table

@@ -92,19 +92,24 @@ class Point:
 
 
 def cells(filters: Sequence[str], keeps: Sequence[float], positions: Sequence[str]) -> list[Cell]:
-    """Return the grid: the full hand-over, then each filter with and without protected thoughts.
+    """Return the grid: the full hand-over, then each filter for each share below 1 and each way of placing slots.
 
-    Keeping everything is one cell for every filter: protecting nothing is left to protect.
+    Where thoughts can be protected, a filter is tried without that as well, with true positions. The published filter is
+    as published.
     """
     grid = [Cell(filter=FULL, thoughts=False, positions="true", keep=1.0)]
+    shares = [keep for keep in keeps if keep < 1]
     for name in filters:
-        published = name.startswith("knn-")
-        for thoughts in (False,) if published or name == "sink_thoughts" else (True, False):
-            grid += [
-                Cell(filter=name, thoughts=thoughts, positions=policy, keep=keep)
-                for policy in positions
-                for keep in keeps
-            ]
+        if name.startswith("knn-"):
+            variants = [(False, policy) for policy in positions]
+        else:
+            variants = [(True, policy) for policy in positions]
+            variants += [(False, "true")] * ("true" in positions and name != "sink_thoughts")
+        grid += [
+            Cell(filter=name, thoughts=thoughts, positions=policy, keep=keep)
+            for thoughts, policy in variants
+            for keep in shares
+        ]
     return grid
 
 
@@ -191,12 +196,9 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
         axis.axhline(full.accuracy, color="0.4", linewidth=1, linestyle=":", label="full cache")
         for number, name in enumerate(names):
             for thoughts in (True, False):
-                line = sorted(
-                    (p.keep, p.accuracy)
-                    for p in others
-                    if (p.positions, p.filter, p.thoughts) == (policy, name, thoughts)
-                )
-                if line:
+                own = [p for p in others if (p.positions, p.filter, p.thoughts) == (policy, name, thoughts)]
+                if own:
+                    line = sorted((p.keep, p.accuracy) for p in [full, *own])
                     axis.plot(
                         [x for x, _ in line],
                         [y for _, y in line],
