@@ -11,51 +11,79 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from latentmas.agents import Agent, AgentGraph, chain, load_team
+    from latentmas.agents import Agent, AgentGraph, chain, load_team, parallel
     from latentmas.backends.hf.session import Session
     from latentmas.backends.scripted import ScriptedBackend
     from latentmas.errors import LatentMASError
     from latentmas.experiment.team import Team
     from latentmas.memory import LatentMemory
-    from latentmas.program import Handover, Join, Program, Read, Sampling, Think, Write
+    from latentmas.program import (
+        Budget,
+        Handover,
+        Join,
+        KeepSpec,
+        Positions,
+        Program,
+        Protect,
+        Read,
+        Sampling,
+        Storage,
+        Think,
+        Unit,
+        Write,
+    )
 
 _HOMES = {
     "Agent": "agents",
     "AgentGraph": "agents",
+    "Budget": "program",
     "Handover": "program",
     "Join": "program",
+    "KeepSpec": "program",
     "LatentMASError": "errors",
     "LatentMemory": "memory",
+    "Positions": "program",
     "Program": "program",
+    "Protect": "program",
     "Read": "program",
     "Sampling": "program",
     "ScriptedBackend": "backends.scripted",
     "Session": "backends.hf.session",
+    "Storage": "program",
     "Team": "experiment.team",
     "Think": "program",
+    "Unit": "program",
     "Write": "program",
     "chain": "agents",
     "load_team": "agents",
+    "parallel": "agents",
 }
 
 __all__ = [
     "Agent",
     "AgentGraph",
+    "Budget",
     "Handover",
     "Join",
+    "KeepSpec",
     "LatentMASError",
     "LatentMemory",
+    "Positions",
     "Program",
+    "Protect",
     "Read",
     "Sampling",
     "ScriptedBackend",
     "Session",
+    "Storage",
     "Team",
     "Think",
+    "Unit",
     "Write",
     "__version__",
     "chain",
     "load_team",
+    "parallel",
 ]
 
 

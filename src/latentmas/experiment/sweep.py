@@ -92,10 +92,10 @@ class Point:
 
 
 def cells(filters: Sequence[str], keeps: Sequence[float], positions: Sequence[str]) -> list[Cell]:
-    """Return the grid: the full hand-over, then each filter for each share below 1 and each way of placing slots.
+    """Return the grid: the full hand-over, then each filter with each share below 1 and way of placing slots.
 
-    Where thoughts can be protected, a filter is tried without that as well, with true positions. The published filter is
-    as published.
+    Where thoughts can be protected, a filter is tried without that as well, with true positions. The published filter
+    is as published.
     """
     grid = [Cell(filter=FULL, thoughts=False, positions="true", keep=1.0)]
     shares = [keep for keep in keeps if keep < 1]
