@@ -67,6 +67,7 @@ def table(summary: Summary) -> Table:
         ("thoughts", summary.thoughts),
         ("prompt tokens", summary.prompt_tokens),
         ("  reused, not computed", summary.reused_slots),
+        ("  read on trial as well", summary.trial_tokens),
     ):
         if name.startswith(" ") and not total:
             continue
@@ -74,6 +75,9 @@ def table(summary: Summary) -> Table:
     result.add_row(
         "peak memory, one sample", f"{summary.peak_memory_slots:,} slots, {_bytes(summary.peak_memory_bytes)}"
     )
+    if summary.bytes_before_handovers:
+        kept = summary.bytes_after_handovers / summary.bytes_before_handovers
+        result.add_row("memory kept at hand-overs", _percent(kept))
     per_sample = "-" if summary.seconds_per_sample is None else f"{summary.seconds_per_sample:.2f}"
     result.add_row("seconds", f"{summary.seconds:,.1f}", per_sample)
     return result

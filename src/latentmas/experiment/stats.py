@@ -35,6 +35,8 @@ class Summary(BaseModel):
         reused_slots: Prompt tokens and thoughts that came out of a prefix cache and were not computed.
         cut_by_length: Answers that ended because `max_new_tokens` was reached.
         peak_memory_slots, peak_memory_bytes: Largest memory of any agent in any sample, without padding.
+        bytes_before_handovers, bytes_after_handovers: Of all hand-overs that changed something; 0 without any.
+        trial_tokens: Prompt tokens that were read once more, to see what a receiver attends to.
         seconds: Sum over records (shares of their batches), so resuming keeps it right; loading not included.
         wall_seconds: Of the last session, loading not included.
     """
@@ -70,6 +72,9 @@ class Summary(BaseModel):
     cut_by_length: int
     peak_memory_slots: int
     peak_memory_bytes: int
+    bytes_before_handovers: int = 0
+    bytes_after_handovers: int = 0
+    trial_tokens: int = 0
     seconds: float
     seconds_per_sample: float | None
     wall_seconds: float
@@ -81,7 +86,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
     Args:
         samples: How many records a complete run has.
     """
-    n = errors = strict = written = thoughts = prompt = cut = slots = memory = reused = 0
+    n = errors = strict = written = thoughts = prompt = cut = slots = memory = reused = before = after = trial = 0
     seconds = 0.0
     first_error: str | None = None
     verdicts: Counter[Verdict] = Counter()
@@ -101,6 +106,9 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
             reused += agent.reused_slots
             slots = max(slots, agent.memory_slots)
             memory = max(memory, agent.memory_bytes)
+            before += sum(handover.bytes_before for handover in agent.handovers)
+            after += sum(handover.bytes_after for handover in agent.handovers)
+            trial += sum(handover.trial_tokens for handover in agent.handovers)
     correct = verdicts[Verdict.CORRECT]
     ungraded = n - errors - verdicts.total()
     low, high = wilson(correct, n) if n and not ungraded else (None, None)
@@ -133,6 +141,9 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         cut_by_length=cut,
         peak_memory_slots=slots,
         peak_memory_bytes=memory,
+        bytes_before_handovers=before,
+        bytes_after_handovers=after,
+        trial_tokens=trial,
         seconds=seconds,
         seconds_per_sample=seconds / n if n else None,
         wall_seconds=wall_seconds,

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import final
 
 from latentmas import prompts
-from latentmas.agents import AgentGraph, chain
-from latentmas.errors import SampleError
-from latentmas.experiment import compose, engines, models, runner
+from latentmas.agents import AgentGraph
+from latentmas.errors import ConfigError, SampleError
+from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.protocols import Capability
 from latentmas.samples import AnswerKind, Record, Sample
@@ -25,7 +25,7 @@ class Team:
     Args:
         model_name: Hub id, local folder, or ``tiny`` for the embedded model.
         method: ``latent_mas``, ``text_mas`` or ``baseline``.
-        graph: Who hears whom; None is planner, critic, refiner, judger in a chain.
+        graph: Who hears whom; None is planner, critic, refiner, judger in a chain, or as `options` say.
         prompt, latent_steps, generate_bs: As on the command line; None takes what the model folder recommends, else the
             default.
         temperature: 0 is greedy.
@@ -33,6 +33,7 @@ class Team:
         use_vllm: Run on an engine of vLLM instead of transformers; `close` ends it.
         enable_prefix_caching, tensor_parallel_size: As on the command line.
         vllm_options: Further engine arguments, under the names vLLM gives them.
+        options: Further options under their names on the command line, such as ``{"filter": "receiver", "keep": 0.5}``.
 
     Raises:
         LatentMASError: Something about these cannot work; says what.
@@ -57,6 +58,7 @@ class Team:
         enable_prefix_caching: bool = False,
         tensor_parallel_size: int = 1,
         vllm_options: Mapping[str, object] | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> None:
         optional = {
             "prompt": prompt,
@@ -65,7 +67,7 @@ class Team:
             "use_vllm": use_vllm or None,
             "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
         }
-        given = {
+        given: dict[str, object] = {
             "model_name": model_name,
             "method": method,
             "max_new_tokens": max_new_tokens,
@@ -77,15 +79,19 @@ class Team:
             "dtype": dtype,
             **{name: value for name, value in optional.items() if value is not None},
         }
+        if twice := sorted(given.keys() & (options or {}).keys()):
+            raise ConfigError(f"{twice[0]!r} is an argument of Team itself; leave it out of options")
+        given |= options or {}
         config = RunConfig.from_options(given)
         self.config = config.with_defaults({}, models.model_defaults(model_name))
-        self.graph = graph or chain()
+        self.graph = graph or compose.graph_of(self.config)
         codec = models.open_codec(self.config)
         self.method = compose.build_method(
             self.config, self.graph, prompts.load_prompts(self.config.prompt), codec, kind=answer_kind
         )
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
+        handovers.check(self.config, self.method.needs)
         self.backend = compose.open_backend(self.config, codec, thinks=Capability.MEMORY in self.method.needs)
 
     def close(self) -> None:
