@@ -19,7 +19,7 @@ from latentmas import agents, prompts, rows, tasks
 from latentmas.agents import AgentGraph
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
-from latentmas.experiment import engines, handovers, models
+from latentmas.experiment import artifacts, engines, handovers, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
@@ -142,7 +142,7 @@ def check(config: RunConfig) -> Plan:
         cache_folder=config.cache_folder,
     )
     prompt_set = prompts.load_prompts(config.prompt)
-    graph = _graph(config)
+    graph = graph_of(config)
     _check_model_name(config.model_name)
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
@@ -155,6 +155,7 @@ def check(config: RunConfig) -> Plan:
     if config.use_vllm:
         engines.check_vllm(config, method, codec)
     handovers.check(config, method.needs)
+    artifacts.check(config, method, samples[0])
     return Plan(
         config=config,
         task=task,
@@ -313,7 +314,12 @@ def open_backend(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     return models.open_transformers(config, codec)
 
 
-def _graph(config: RunConfig) -> AgentGraph:
+def graph_of(config: RunConfig) -> AgentGraph:
+    """Return the team of a run.
+
+    Raises:
+        ConfigError: Its file describes none, or says itself who hears whom where ``--topology`` does.
+    """
     wiring = {"chain": None, "parallel": agents.parallel}[config.topology]
     if config.team is not None:
         return agents.load_team(config.team, wiring)

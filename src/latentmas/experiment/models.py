@@ -57,18 +57,27 @@ def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
     from latentmas.backends.hf.chat import ChatCodec
     from latentmas.backends.hf.load import load_model
     from latentmas.backends.hf.verify import verified
+    from latentmas.experiment.artifacts import open_sink
 
     assert isinstance(codec, ChatCodec)
     model = load_model(load_options(config), codec.tokenizer)
     model = verified(model)
     dtype = str(model.dtype).removeprefix("torch.")
+    space = model.space()
     alignment = build_alignment(
         AlignmentKind(config.alignment_name),
-        model.space(),
+        space,
         soft_temperature=config.soft_temperature,
         cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
     )
-    return HFBackend(model, codec, alignment, batch_size=config.generate_bs, model_id=config.model_name)
+    return HFBackend(
+        model,
+        codec,
+        alignment,
+        batch_size=config.generate_bs,
+        model_id=config.model_name,
+        sink=open_sink(config, space),
+    )
 
 
 def load_options(config: RunConfig) -> LoadOptions:

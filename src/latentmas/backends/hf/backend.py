@@ -19,7 +19,7 @@ from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, shape
 from latentmas.backends.hf.verify import check_watch
-from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError
+from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
 from latentmas.program import Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
 
@@ -176,6 +176,8 @@ class HFBackend:
         shortage = None
         try:
             Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True).run()
+        except StoreError:
+            raise  # a picture that cannot be written: the disk is full for all of them
         except Exception as error:  # noqa: BLE001 - what one job breaks, other jobs do not feel (DESIGN law 6)
             if not _is_out_of_memory(error):
                 return self._run_apart(batch, error)
