@@ -212,7 +212,7 @@ def _read_on_trial(rollout: Rollout, reading: int) -> tuple[Tensor, Tensor]:
     """Return what the prompts of step `reading` attend to in the memory as it is, ``[L, B, H, S]``: sums and peaks."""
     memory, slots = rollout.memory, rollout.memory.slots
     embeddings, valid = rollout.embed(reading)
-    watch = Watch(valid, memory)
+    watch = Watch(valid, memory, trial=True)
     rollout.forward(embeddings, valid, rollout.agents(reading), SlotKind.PROMPT, watch)
     memory.forget_newest(valid)
     sums, peaks = watch.attention(rollout.model)

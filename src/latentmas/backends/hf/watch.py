@@ -2,7 +2,7 @@
 
 transformers hands queries, keys and mask of every layer to an attention function that is looked up by name; for a
 watched forward pass that name is ours. Queries arrive there rotated and normed, so nothing of an architecture is
-repeated here, and sdpa goes on computing what the model computes. Weights exist for a slice of the queries at a time.
+repeated here, and sdpa goes on computing what the model computes.
 
 Shape letters: B rows, L layers, H key/value heads, G query heads that share one of them, T new slots (the last T of S),
 D head width.
@@ -25,8 +25,10 @@ from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
 
 WATCHED: Final = "latentmas_watched"
-SLICE: Final = 1 << 25
-"""Attention weights that exist at a time, at most (128 MiB in float32), unless one query needs more."""
+SLICES: Final = {"cpu": 1 << 22}
+LARGEST_SLICE: Final = 1 << 25
+"""Attention weights that exist at a time, at most, unless one head needs more. A CPU would ask the system for a larger
+slice anew each time (16 MiB in float32); elsewhere larger is better (128 MiB)."""
 
 _watch: ContextVar[Watch | None] = ContextVar("latentmas_watch", default=None)
 _inner: ContextVar[str] = ContextVar("latentmas_inner", default="sdpa")
@@ -39,61 +41,73 @@ class Watch:
         valid: ``[B, T]`` bool: which of the new slots are no padding.
         memory: Which the new slots were added to.
         checks: Compare the weights with what the model's own attention made of them.
+        trial: What the model makes of the new slots is not wanted: the weights make the output of a layer, and none is
+            made in the last one.
     """
 
-    def __init__(self, valid: Tensor, memory: LatentMemory, *, checks: bool = False) -> None:
+    def __init__(self, valid: Tensor, memory: LatentMemory, *, checks: bool = False, trial: bool = False) -> None:
         self._valid = valid
         self._memory = memory
         self._checks = checks
+        self.trial = trial
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.error = 0.0
 
     def see(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, output: Tensor, how: Any
-    ) -> None:
-        """Take in one layer.
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, output: Tensor | None, how: Any
+    ) -> Tensor:
+        """Take in one layer; return what attention makes of it, ``[B, T, H G, D]``: `output`, or its own on a trial.
 
         Args:
             query: ``[B, H G, T, D]``, rotated.
             key: ``[B, H, S, D]``; with H G heads where a model repeats them first.
             mask: ``[B, 1, T, S]``: bool, or what eager attention adds.
-            output: ``[B, T, H G, D]`` what attention made of it.
+            output: What the model's attention made of it; None on a trial.
             how: What else the attention function was given.
         """
         rows, heads, new, width = query.shape
         groups, slots = key.shape[1], key.shape[2]
+        share = heads // groups
         exact = torch.promote_types(query.dtype, torch.float32)
-        seen = mask[:, :, -new:, :slots] if mask.dtype == torch.bool else mask[:, :, -new:, :slots] == 0
+        hidden = ~(mask[:, 0, -new:, :slots] if mask.dtype == torch.bool else mask[:, 0, -new:, :slots] == 0)
         scale = how.get("scaling") or width**-0.5
         cap, sink = how.get("softcap"), how.get("s_aux")
-        total = torch.zeros(rows, groups, slots, dtype=exact, device=query.device)
-        peak = torch.zeros_like(total)
-        keys = key.to(exact).transpose(2, 3)  # [B, H, D, S]
-        step = max(1, SLICE // max(1, rows * heads * slots))
-        for start in range(0, new, step):
-            part = query[:, :, start : start + step].to(exact) * scale
-            length = part.shape[2]
-            scores = part.reshape(rows, groups, -1, width) @ keys  # [B, H, G t, S]
-            scores = scores.view(rows, groups, heads // groups, length, slots)
-            if cap is not None:
-                scores = torch.tanh(scores / cap) * cap
-            scores = scores.masked_fill_(~seen[:, :, None, start : start + length], -torch.inf)
-            if sink is not None:  # a head's own logit that takes weight and gives nothing
-                extra = sink.to(exact).view(1, groups, -1, 1, 1).expand(rows, -1, -1, length, 1)
-                weights = torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
-            else:
-                weights = scores.softmax(dim=-1)
-            if self._checks:
-                made = (weights.flatten(2, 3) @ value.to(exact)).view(rows, heads, length, -1)
-                off = (made - output.transpose(1, 2)[:, :, start : start + length].to(exact)).abs()
-                real = self._valid[:, None, start : start + length, None]
-                self.error = max(self.error, float((off * real).max() / made.abs().max().clamp_min(1e-6)))
-            weights = weights * self._valid[:, None, None, start : start + length, None]
-            total += weights.sum(dim=(2, 3)) / (heads // groups)
-            peak = torch.maximum(peak, weights.amax(dim=(2, 3)))
+        total = torch.empty(rows, groups, slots, dtype=exact, device=query.device)
+        peak = torch.empty_like(total)
+        last = layer == self._memory.layers - 1
+        made = query.new_zeros(rows, heads, new, value.shape[3])
+        step = max(1, SLICES.get(query.device.type, LARGEST_SLICE) // (share * new * slots))
+        for row in range(rows):
+            real = self._valid[row].to(exact)
+            for start in range(0, groups, step):
+                part = slice(start, min(groups, start + step))
+                many = slice(part.start * share, part.stop * share)
+                asked = query[row, many].to(exact).reshape(-1, share * new, width) * scale  # [h, G T, D]
+                scores = torch.bmm(asked, key[row, part].to(exact).transpose(1, 2)).view(-1, share, new, slots)
+                if cap is not None:
+                    scores = torch.tanh(scores / cap) * cap
+                scores.masked_fill_(hidden[row], -torch.inf)
+                if sink is not None:  # a head's own logit that takes weight and gives nothing
+                    extra = sink.to(exact)[many].view(-1, share, 1, 1).expand(-1, -1, new, 1)
+                    weights = torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
+                else:
+                    weights = scores.softmax(dim=-1)
+                if self._checks or (self.trial and not last):
+                    flat = weights.reshape(-1, share * new, slots)
+                    made[row, many] = torch.bmm(flat, value[row, part].to(exact)).view(-1, new, value.shape[3]).to(made)
+                weights = weights * real[:, None] if not bool(real.all()) else weights
+                total[row, part] = weights.sum(dim=(1, 2)) / share
+                peak[row, part] = weights.amax(dim=(1, 2))
         # Where keys were repeated before, those that share a head are one again.
         shared = (rows, self._memory.keys(layer).shape[1], -1, slots)
         self.layers[layer] = total.view(shared).mean(dim=2), peak.view(shared).amax(dim=2)
+        made = made.transpose(1, 2).contiguous()
+        if output is None:
+            return made
+        if self._checks:
+            off = ((made - output).abs() * self._valid[:, :, None, None]).amax()
+            self.error = max(self.error, float(off / made.abs().max().clamp_min(1e-6)))
+        return output
 
     def attention(self, model: LoadedModel) -> tuple[Tensor, Tensor]:
         """Return what was seen on the device where thoughts enter, ``[L, B, H, S]`` each.
@@ -134,10 +148,12 @@ def watching(model: LoadedModel, watch: Watch) -> Iterator[None]:
 def _watched(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **how: Any
 ) -> tuple[Tensor, Tensor | None]:
+    watch = _watch.get()
+    if watch is not None and watch.trial:
+        return watch.see(module.layer_idx, query, key, value, mask=attention_mask, output=None, how=how), None
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(_inner.get(), eager)  # type: ignore[arg-type]
     output: tuple[Tensor, Tensor | None] = attend(module, query, key, value, attention_mask, **how)
-    watch = _watch.get()
     if watch is not None:
         watch.see(module.layer_idx, query, key, value, mask=attention_mask, output=output[0], how=how)
     return output
