@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.int8 import Packed, Range, pack
@@ -203,7 +204,7 @@ class LatentMemory:
         self.slots -= valid.shape[1]
         self.next_position, self.made = self.next_position - new, self.made - new
 
-    def keep(self, chosen: Tensor, *, release: bool = False) -> LatentMemory:
+    def keep(self, chosen: Tensor, *, release: bool = False, room: int = 0) -> LatentMemory:
         """Return the chosen slots of each row, in their old order and at their old positions.
 
         Rows may keep different numbers of slots; shorter rows are padded on the left. Where nothing is dropped, padding
@@ -213,6 +214,7 @@ class LatentMemory:
             chosen: ``[B, S]`` bool, or ``[P, B, Q, S]``: a set for each layer or head, of equal size within a row.
                 Padding is dropped even where it is chosen.
             release: Give up this memory layer by layer, so that the two never exist as a whole.
+            room: Slots that will be appended, so that appending them moves nothing.
 
         Raises:
             MemoryMismatchError: The shape is another one, or the sets of a row differ in size.
@@ -231,8 +233,8 @@ class LatentMemory:
             )
         if bool((kept == self.real_slots).all()):
             everything = torch.arange(self.slots, device=self.device).expand(1, self.rows, 1, -1)
-            return self._gather(everything, self.valid.clone(), release=release)
-        return self._gather(*_places(sets, kept), release=release)
+            return self._gather(everything, self.valid.clone(), release=release, room=room)
+        return self._gather(*_places(sets, kept), release=release, room=room)
 
     def without_padding(self) -> LatentMemory:
         """Return the same slots in as few columns as they need."""
@@ -486,12 +488,14 @@ class LatentMemory:
             raise MemoryMismatchError(f"{str(path)!r} is damaged: {error} is missing or broken") from error
         return memory
 
-    def _gather(self, order: Tensor, kept: Tensor, *, release: bool = False) -> LatentMemory:
+    def _gather(self, order: Tensor, kept: Tensor, *, release: bool = False, room: int = 0) -> LatentMemory:
         """Return the slots that `order` names, ``[P, B, Q, S']``; `kept` says which of them are real, ``[B, S']``."""
         sets = max(order.shape[0], self._positions.shape[0])
         heads = max(order.shape[2], self._positions.shape[2])
         width = kept.shape[1]
-        result = LatentMemory(self.rows, self.layers, self.device, capacity=width)
+        # Room is gathered as well, from anywhere: it is overwritten before it is used.
+        order, kept = pad(order, (0, room)), pad(kept, (0, room))
+        result = LatentMemory(self.rows, self.layers, self.device, capacity=width + room)
         result.agent_names = list(self.agent_names)
         result.slots = width
         result.next_position, result.made = self.next_position.clone(), self.made.clone()

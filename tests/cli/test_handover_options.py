@@ -97,6 +97,8 @@ def test_independent_agents_stand_in_a_record_in_the_order_of_their_branches(tmp
         ("--filter receiver --use_vllm", "the vllm backend cannot do hand-overs that filter, move or pack memory"),
         ("--topology parallel --use_vllm", "the vllm backend cannot do independent agents (--topology parallel)"),
         ("--topology ring", "topology is 'ring'"),
+        ("--topology parallel --filter sender", "looks at one agent's turn"),
+        ("--handover thoughts --filter sender --grain token", "looks at one agent's turn"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence_before_weights_are_loaded(

@@ -565,6 +565,31 @@ def test_what_a_filter_cannot_look_at_is_refused_when_it_is_submitted(tiny: Any)
         tiny.open(without).submit(Job(key="x", program=join))
 
 
+def test_a_sender_that_joined_or_was_cut_before_is_refused_and_one_that_wrote_is_watched(tiny: Any) -> None:
+    read, last = (
+        Read(agent="a", tokens=(1, 2, 3, 4)),
+        (Read(agent="b", tokens=(5,)), Write(agent="b", max_new_tokens=4)),
+    )
+    cut = Handover(agent="a", keep=half("sender", {}))
+    join = Join(branches=(Program((read,)), Program((Read(agent="c", tokens=(7, 8)),))))
+    for before in ((join,), (read, cut)):
+        with pytest.raises(CapabilityError, match="looks at one agent's turn"):
+            tiny.backend().submit(Job(key="x", program=Program((*before, cut, *last))))
+    wrote = Program((read, Write(agent="a", max_new_tokens=3), cut, *last))
+    steps = laws.completions(tiny.backend(), jobs([wrote]))["job-0"].steps
+    assert steps[2].slots == steps[1].slots // 2
+
+
+def test_heads_that_choose_among_shared_and_other_slots_are_refused_before_a_join(tiny: Any) -> None:
+    shared, cut = Read(agent="a", tokens=(1, 2, 3, 4)), Handover(agent="z", keep=half("key_norm", {"grain": "head"}))
+    longer = (shared, Read(agent="z", tokens=(5, 6, 7)), cut, Read(agent="d", tokens=(8,)))
+    plain, pruned = Program((shared, Read(agent="b", tokens=(9,)))), Program(longer)
+    end = (Read(agent="e", tokens=(1, 2)), Write(agent="e", max_new_tokens=3))
+    with pytest.raises(CapabilityError, match="'a' is heard through two branches"):
+        tiny.backend().submit(Job(key="x", program=Program((Join(branches=(plain, pruned)), *end))))
+    assert laws.completions(tiny.backend(), jobs([Program((Join(branches=(pruned, plain)), *end))]))
+
+
 def test_a_model_whose_attention_cannot_be_watched_is_refused_by_name(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,7 +203,7 @@ def test_a_gather_that_leaves_positions_behind_is_noticed(tiny: Any, monkeypatch
 
     def compacted(self: LatentMemory, chosen: Tensor, **how: Any) -> LatentMemory:
         kept = right(self, chosen, **how)
-        kept._positions = ((kept.valid.long().cumsum(dim=1) - 1) * kept.valid)[None, :, None]
+        kept._positions[..., : kept.slots] = ((kept.valid.long().cumsum(dim=1) - 1) * kept.valid)[None, :, None]
         return kept
 
     monkeypatch.setattr(LatentMemory, "keep", compacted)

@@ -346,7 +346,8 @@ def test_filters_that_follow_each_other_equal_masking_all_that_any_of_them_dropp
 def check_attention(tiny: Any, made: list[Choice], name: str, kind: str) -> None:
     model = tiny.model(kind)
     oracle = HandoverOracle(model.causal)
-    programs = [filtered(said, half(name, grain="head", amount=0.6)) for said in ragged(4)]
+    over = {"over": "sum"} if name == "receiver" else {}
+    programs = [filtered(said, half(name, grain="head", amount=0.6, **over)) for said in ragged(4)]
     made.clear()
     roll(tiny, model, [unread(program) for program in programs])
     assert len(made) == 3
@@ -494,6 +495,23 @@ def test_an_agent_heard_through_two_branches_equals_masking_its_second_appearanc
     tiny: Any, choices: list[Choice], keep: KeepSpec | None
 ) -> None:
     check(tiny, choices, [diamond(row, keep) for row in range(4)])
+
+
+@pytest.mark.parametrize("keep", [half("receiver", grain="token"), half("random")], ids=str)
+def test_an_agent_pruned_apart_on_two_paths_is_laid_down_as_the_first_path_has_it(
+    tiny: Any, choices: list[Choice], keep: KeepSpec
+) -> None:
+    def paths(row: int) -> Program:
+        top, near, middle, far, last = prompts(500 + row, agents=5, shortest=3, longest=9)
+        shared = (Read(agent="top", tokens=top), Think(agent="top", steps=2), Handover(agent="top", keep=keep))
+        short = Program((*shared, Read(agent="near", tokens=near), Think(agent="near", steps=1)))
+        between = (Read(agent="middle", tokens=middle), Handover(agent="middle", keep=keep))
+        long = Program((*shared, *between, Read(agent="far", tokens=far), Think(agent="far", steps=2)))
+        end = (Read(agent="last", tokens=last), Write(agent="last", max_new_tokens=WRITE))
+        return Program((Join(branches=(short, long)), Handover(agent="far", keep=keep), *end))
+
+    check(tiny, choices, [paths(row) for row in range(4)])
+    assert len(choices) == 8, "once on the short path, twice on the long one, and behind the Join, run twice"
 
 
 def test_a_join_of_joins_equals_one_sequence_in_which_branches_do_not_see_each_other(

@@ -71,9 +71,17 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
     spec = filter_spec(config)
     grain = "token"
     if spec is not None:
+        from latentmas.filters import Need, needs_of
         from latentmas.filters._registry import open_filter
 
         grain = getattr(open_filter(spec), "grain", "token")
+        if Need.SENDER_ATTENTION in needs_of(open_filter(spec)) and (
+            Capability.JOIN in needs or config.handover != "full"
+        ):
+            raise ConfigError(
+                f"--filter {config.filter} looks at one agent's turn, right before its memory is joined or cut in "
+                "another way; use --filter receiver, or a chain with --handover full"
+            )
     if grain != "token" and config.handover != "full":
         raise ConfigError(
             f"--filter {config.filter} chooses for each {grain}, so that heads hold different slots, and --handover "

@@ -43,7 +43,9 @@ class Need(StrEnum):
     RECEIVER = "receiver"
     """The prompt of the agent that reads next, as embeddings."""
     RECEIVER_ATTENTION = "receiver_attention"
-    """How much that prompt attends to each slot."""
+    """How much that prompt attends to each slot, summed over its tokens."""
+    RECEIVER_PEAK = "receiver_peak"
+    """The largest weight any token of that prompt gives each slot."""
     SENDER_ATTENTION = "sender_attention"
     """How much the agent that hands over attended to each slot."""
     RANDOM = "random"
@@ -69,7 +71,7 @@ class Sight:
         receiver_attention: ``[L, B, H, S]`` attention of the next agent's prompt to each slot, summed over its tokens,
             mean over the query heads that share a key/value head.
         receiver_peak: ``[L, B, H, S]`` the largest weight that any token of it gives a slot, in any of those heads.
-        sender_attention: ``[L, B, H, S]`` as `receiver_attention`, of all that the sender read and thought in its turn.
+        sender_attention: ``[L, B, H, S]`` as `receiver_attention`, of the sender's whole turn: read, thought, written.
         random: ``[B, S]`` uniform numbers in (0, 1) that depend on the sample's seed, the number of the hand-over and
             the number of the slot in its row, and on nothing else.
     """

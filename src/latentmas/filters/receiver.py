@@ -8,7 +8,7 @@ what every token looks at a little; on the embedded model's split task the large
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, final
+from typing import Final, final
 
 from torch import Tensor
 
@@ -29,7 +29,10 @@ class Receiver:
 
     grain: Grain
     over: str
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVER_ATTENTION})
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.RECEIVER_PEAK if self.over == "max" else Need.RECEIVER_ATTENTION})
 
     def score(self, sight: Sight) -> Tensor:
         attention = sight.receiver_peak if self.over == "max" else sight.receiver_attention

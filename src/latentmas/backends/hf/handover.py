@@ -21,13 +21,14 @@ from latentmas.filters import Grain, Need, Sight, choose, needs_of
 from latentmas.filters._registry import open_filter
 from latentmas.filters.knn import similarity
 from latentmas.memory import LatentMemory, Share
-from latentmas.program import Handover, Join, Positions, Program, Read, SlotKind, Step, Storage
+from latentmas.program import Handover, Join, Positions, Program, Read, SlotKind, Step, Storage, Think, Write
 from latentmas.protocols import Capture, HandoverAccount, HandoverShare, Similarity
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.rollout import Rollout
 
-OF_RECEIVER = frozenset({Need.RECEIVER, Need.RECEIVER_ATTENTION})
+ON_TRIAL = frozenset({Need.RECEIVER_ATTENTION, Need.RECEIVER_PEAK})
+OF_RECEIVER = ON_TRIAL | {Need.RECEIVER}
 
 
 def hand_over(rollout: Rollout, number: int) -> tuple[list[HandoverAccount | None], int]:
@@ -58,8 +59,16 @@ def check(program: Program, model: LoadedModel) -> None:
                     raise CapabilityError(f"a Join turns keys, and {_unturnable(model)}; use --topology chain")
                 for branch in step.branches:
                     check(branch, model)
+                _check_shared(step)
             case Handover() if not step.passes_everything:
                 _check_handover(step, program.steps[number:], model)
+                if Need.SENDER_ATTENTION in needs_of(open_filter(step.keep)) and not (
+                    number and isinstance(program.steps[number - 1], Read | Think | Write)
+                ):
+                    raise CapabilityError(
+                        f"filter {step.keep.name!r} looks at one agent's turn, and none comes right before this "
+                        "hand-over: memories were joined or cut; use --filter receiver"
+                    )
             case _:
                 pass
 
@@ -76,13 +85,13 @@ def next_read(steps: Iterable[Step]) -> tuple[int, Read] | None:
 
 def looks_at_attention(program: Program) -> bool:
     """Return whether any filter of a program asks what somebody attends to."""
-    attention = {Need.RECEIVER_ATTENTION, Need.SENDER_ATTENTION}
+    attention = ON_TRIAL | {Need.SENDER_ATTENTION}
     return any(attention & needs_of(open_filter(step.keep)) for step in program.flat() if isinstance(step, Handover))
 
 
 def wants_receiver(step: Step) -> bool:
     """Return whether a hand-over reads the next prompt on trial."""
-    return isinstance(step, Handover) and Need.RECEIVER_ATTENTION in needs_of(open_filter(step.keep))
+    return isinstance(step, Handover) and bool(ON_TRIAL & needs_of(open_filter(step.keep)))
 
 
 def wants_sender(steps: Iterable[Step]) -> bool:
@@ -114,6 +123,29 @@ def _has_windows(model: LoadedModel) -> bool:
 
 def _unturnable(model: LoadedModel) -> str:
     return f"rotary positions of {_kind(model)} depend on length or have a layout that is not known"
+
+
+def _check_shared(join: Join) -> None:
+    """Refuse to lay down once what heads of a branch would hold in different numbers.
+
+    What an agent left that an earlier branch holds as well is dropped from a later one; where heads chose among its
+    slots and those of others, they would be left with different numbers of slots.
+    """
+    earlier: set[str] = set()
+    for branch in join.branches:
+        held: set[str] = set()
+        for step in branch.flat():
+            if isinstance(step, Handover):
+                grain = getattr(open_filter(step.keep), "grain", Grain.TOKEN)
+                if grain is not Grain.TOKEN and held & earlier and held - earlier:
+                    both = sorted(held & earlier)[0]
+                    raise CapabilityError(
+                        f"agent {both!r} is heard through two branches of a Join, and filter {step.keep.name!r} "
+                        f"chooses for each {grain} among its slots and those of others; use --grain token"
+                    )
+            elif not isinstance(step, Join):
+                held.add(step.agent)
+        earlier |= held
 
 
 def _check_handover(step: Handover, steps: Sequence[Step], model: LoadedModel) -> None:
@@ -151,9 +183,9 @@ def _cut(rollout: Rollout, number: int, step: Handover) -> tuple[list[HandoverAc
             f"{_kind(rollout.model)} has sliding windows, and filter {step.keep.name!r} chose for each layer or head; "
             "its scores must have the shape rows x slots"
         )
-    trial = sight.receiver_attention is not None
+    trial = sight.receiver_peak is not None
     del sight
-    kept = memory.keep(chosen, release=rollout.releases)
+    kept = memory.keep(chosen, release=rollout.releases, room=rollout.slots_ahead(number + 1))
     kept.reposition(step.positions, rollout.model.rope)
     errors: list[tuple[float | None, float | None]] = [(None, None)] * len(rollout.rows)
     after, bytes_after = kept.shares(), kept.storage_bytes
@@ -193,8 +225,8 @@ def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
         reading = number + found[0]
         if Need.RECEIVER in needs:
             receiver = mean_embedding(*rollout.embed(reading))
-        if Need.RECEIVER_ATTENTION in needs:
-            attention, peak = _read_on_trial(rollout, reading)
+        if needs & ON_TRIAL:
+            attention, peak = _read_on_trial(rollout, reading, peaks=Need.RECEIVER_ATTENTION not in needs)
     if Need.SENDER_ATTENTION in needs and rollout.attended is None:
         raise CapabilityError("nobody watched what the sender attended to; it has to read after the hand-over before")
     return Sight(
@@ -208,15 +240,19 @@ def _look(rollout: Rollout, number: int, needs: frozenset[Need]) -> Sight:
     )
 
 
-def _read_on_trial(rollout: Rollout, reading: int) -> tuple[Tensor, Tensor]:
-    """Return what the prompts of step `reading` attend to in the memory as it is, ``[L, B, H, S]``: sums and peaks."""
+def _read_on_trial(rollout: Rollout, reading: int, *, peaks: bool) -> tuple[Tensor | None, Tensor]:
+    """Return what the prompts of step `reading` attend to in the memory as it is, ``[L, B, H, S]``: sums and peaks.
+
+    Args:
+        peaks: Nobody asks for the sums.
+    """
     memory, slots = rollout.memory, rollout.memory.slots
     embeddings, valid = rollout.embed(reading)
-    watch = Watch(valid, memory, trial=True)
+    watch = Watch(valid, memory, trial=True, sums=not peaks)
     rollout.forward(embeddings, valid, rollout.agents(reading), SlotKind.PROMPT, watch)
     memory.forget_newest(valid)
-    sums, peaks = watch.attention(rollout.model)
-    return sums[..., :slots], peaks[..., :slots]
+    total, peak = watch.attention(rollout.model)
+    return None if peaks else total[..., :slots], peak[..., :slots]
 
 
 def _random(rollout: Rollout) -> Tensor:

@@ -120,7 +120,7 @@ class Rollout:
             if not self.rows:
                 return
             if number == 0 or _makes_memory_anew(steps[number - 1]):
-                self.memory.reserve(_slots_ahead([row.steps[number:] for row in self.rows]))
+                self.memory.reserve(self.slots_ahead(number))
             self.step(number, last=number + 1 == len(steps))
 
     def step(self, number: int, last: bool) -> None:
@@ -275,7 +275,7 @@ class Rollout:
         before = self.hidden
         real = torch.tensor(goes_on, device=self.model.device)[:, None]
         embeddings = self.model.causal.get_input_embeddings()(tokens)[:, None]
-        after = self.forward(embeddings, real, self.agents(number), SlotKind.TEXT)
+        after = self._take_turn(number, embeddings, real, SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
 
@@ -310,6 +310,10 @@ class Rollout:
     def agents(self, number: int) -> list[str]:
         """Return who does step `number` in each row."""
         return [row.agent(number) for row in self.rows]
+
+    def slots_ahead(self, number: int) -> int:
+        """Return the slots that steps from `number` on append, before memory is made anew or a text begins."""
+        return _slots_ahead([row.steps[number:] for row in self.rows])
 
     def _take_turn(self, number: int, embeddings: Tensor, valid: Tensor, kind: SlotKind) -> Tensor:
         """Run a part of an agent's turn, and see what it attends to where the hand-over that ends it wants to know."""

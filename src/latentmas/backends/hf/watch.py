@@ -43,13 +43,17 @@ class Watch:
         checks: Compare the weights with what the model's own attention made of them.
         trial: What the model makes of the new slots is not wanted: the weights make the output of a layer, and none is
             made in the last one.
+        sums: Add weights up; without it sums are 0, and only peaks are there.
     """
 
-    def __init__(self, valid: Tensor, memory: LatentMemory, *, checks: bool = False, trial: bool = False) -> None:
+    def __init__(
+        self, valid: Tensor, memory: LatentMemory, *, checks: bool = False, trial: bool = False, sums: bool = True
+    ) -> None:
         self._valid = valid
         self._memory = memory
         self._checks = checks
         self.trial = trial
+        self._sums = sums
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.error = 0.0
 
@@ -70,9 +74,11 @@ class Watch:
         share = heads // groups
         exact = torch.promote_types(query.dtype, torch.float32)
         hidden = ~(mask[:, 0, -new:, :slots] if mask.dtype == torch.bool else mask[:, 0, -new:, :slots] == 0)
+        anywhere = hidden.any(dim=0).any(dim=0).nonzero()
+        first = int(anywhere[0]) if len(anywhere) else slots  # what stands before is seen by all
         scale = how.get("scaling") or width**-0.5
         cap, sink = how.get("softcap"), how.get("s_aux")
-        total = torch.empty(rows, groups, slots, dtype=exact, device=query.device)
+        total = torch.zeros(rows, groups, slots, dtype=exact, device=query.device)
         peak = torch.empty_like(total)
         last = layer == self._memory.layers - 1
         made = query.new_zeros(rows, heads, new, value.shape[3])
@@ -86,7 +92,7 @@ class Watch:
                 scores = torch.bmm(asked, key[row, part].to(exact).transpose(1, 2)).view(-1, share, new, slots)
                 if cap is not None:
                     scores = torch.tanh(scores / cap) * cap
-                scores.masked_fill_(hidden[row], -torch.inf)
+                scores[..., first:].masked_fill_(hidden[row, :, first:], -torch.inf)
                 if sink is not None:  # a head's own logit that takes weight and gives nothing
                     extra = sink.to(exact)[many].view(-1, share, 1, 1).expand(-1, -1, new, 1)
                     weights = torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
@@ -96,7 +102,8 @@ class Watch:
                     flat = weights.reshape(-1, share * new, slots)
                     made[row, many] = torch.bmm(flat, value[row, part].to(exact)).view(-1, new, value.shape[3]).to(made)
                 weights = weights * real[:, None] if not bool(real.all()) else weights
-                total[row, part] = weights.sum(dim=(1, 2)) / share
+                if self._sums:
+                    total[row, part] = weights.sum(dim=(1, 2)) / share
                 peak[row, part] = weights.amax(dim=(1, 2))
         # Where keys were repeated before, those that share a head are one again.
         shared = (rows, self._memory.keys(layer).shape[1], -1, slots)
