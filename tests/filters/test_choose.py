@@ -84,7 +84,7 @@ def test_a_share_of_each_row_is_kept_protected_slots_first_then_the_best_then_th
     full = scores if fine else scores[None, :, None]
     for row in range(memory.rows):
         real = memory.valid[row].nonzero().flatten().tolist()
-        safe = {*real[:sinks], *real[len(real) - newest :]}
+        safe = {*real[:sinks], *real[max(0, len(real) - newest) :]}
         safe |= {slot for slot in real if thoughts and memory.kinds[row, slot] == SlotKind.THOUGHT}
         size = max(1, int(len(real) * share), len(safe))
         for layer in range(layers):

@@ -96,9 +96,8 @@ def wants_receiver(step: Step) -> bool:
 
 def wants_sender(steps: Iterable[Step]) -> bool:
     """Return whether the next hand-over asks what its sender attended to; `steps` begin within the sender's turn."""
-    ahead = next((step for step in steps if isinstance(step, Handover) and not step.passes_everything), None)
-    passed = next((step for step in steps if isinstance(step, Handover)), None)
-    return ahead is passed and ahead is not None and Need.SENDER_ATTENTION in needs_of(open_filter(ahead.keep))
+    ahead = next((step for step in steps if isinstance(step, Handover)), None)
+    return ahead is not None and Need.SENDER_ATTENTION in needs_of(open_filter(ahead.keep))
 
 
 def mean_embedding(embeddings: Tensor, valid: Tensor) -> Tensor:
@@ -174,10 +173,10 @@ def _check_handover(step: Handover, steps: Sequence[Step], model: LoadedModel) -
 
 
 def _cut(rollout: Rollout, number: int, step: Handover) -> tuple[list[HandoverAccount | None], int]:
-    memory = rollout.memory
-    sight = _look(rollout, number, needs_of(open_filter(step.keep)))
+    memory, filter_ = rollout.memory, open_filter(step.keep)
+    sight = _look(rollout, number, needs_of(filter_))
     before, bytes_before = memory.shares(), memory.storage_bytes
-    chosen = choose(open_filter(step.keep), step.keep, sight)
+    chosen = choose(filter_, step.keep, sight)
     if _has_windows(rollout.model) and (chosen.shape[0] > 1 or chosen.shape[2] > 1):
         raise CapabilityError(
             f"{_kind(rollout.model)} has sliding windows, and filter {step.keep.name!r} chose for each layer or head; "

@@ -2,7 +2,8 @@
 
 transformers hands queries, keys and mask of every layer to an attention function that is looked up by name; for a
 watched forward pass that name is ours. Queries arrive there rotated and normed, so nothing of an architecture is
-repeated here, and sdpa goes on computing what the model computes.
+repeated here. Weights exist for a few heads of one row at a time. The model's own attention goes on computing its
+output, but for a prompt that is only read on trial: there the weights, which exist anyway, make it.
 
 Shape letters: B rows, L layers, H key/value heads, G query heads that share one of them, T new slots (the last T of S),
 D head width.
