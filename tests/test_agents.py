@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from latentmas.agents import Agent, AgentGraph, chain, load_team, parse_team
+from latentmas.agents import Agent, AgentGraph, chain, load_team, parallel, parse_team
 from latentmas.errors import ConfigError
 
 TEAM = """\
@@ -146,6 +146,28 @@ def test_latex_braces_in_a_prompt_are_left_alone():
 def test_a_team_file_nested_beyond_reason_is_refused():
     with pytest.raises(ConfigError, match="too deeply"):
         parse_team("[" * 3000)
+
+
+def test_independent_experts_are_heard_by_the_last_one_only():
+    graph = parallel()
+    assert [agent.name for agent in graph.sources("judger")] == ["planner", "critic", "refiner"]
+    assert all(not graph.heard_by(name) for name in ("planner", "critic", "refiner"))
+    with pytest.raises(ConfigError, match="at least one agent"):
+        parallel([])
+
+
+def test_a_topology_wires_a_team_file_that_does_not_do_it_itself():
+    listed = "agents: [{name: a, role: planner}, {name: b, role: planner}, {name: c, role: judger}]\n"
+    assert parse_team(listed, wiring=parallel).edges == {("a", "c"), ("b", "c")}
+    assert parse_team(listed).edges == {("a", "b"), ("b", "c")}
+    with pytest.raises(ConfigError, match="who hears whom; drop --topology"):
+        parse_team(f"{listed}edges: [[a, c], [b, c]]\n", wiring=parallel)
+
+
+def test_whom_an_agent_hears_through_another_is_no_source_of_its_own():
+    members = tuple(Agent(name=name, role="planner") for name in "abcd")
+    graph = AgentGraph(members, frozenset({("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("a", "d")}))
+    assert [agent.name for agent in graph.sources("d")] == ["b", "c"]
 
 
 def test_an_empty_chain_is_no_team():

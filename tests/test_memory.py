@@ -168,6 +168,31 @@ def test_appending_after_a_cut_goes_on_behind_the_largest_true_position() -> Non
     assert emptied.extend(torch.ones(3, 1, dtype=torch.bool), "agent 0", SlotKind.TEXT).tolist() == [[5]] * 3
 
 
+def test_a_long_memory_grows_by_a_bounded_step() -> None:
+    memory = LatentMemory(1, 1)
+    one = torch.ones(1, 1, dtype=torch.bool)
+    memory.reserve(4000)
+    memory.extend(torch.ones(1, 4000, dtype=torch.bool), "a", SlotKind.PROMPT)
+    memory.write(0, torch.zeros(1, 1, 4000, 2), torch.zeros(1, 1, 4000, 2))
+    assert memory.storage_bytes == 4000 * 16
+    memory.extend(one, "a", SlotKind.TEXT)
+    memory.write(0, torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+    assert memory.storage_bytes <= 4256 * 16
+
+
+def test_room_for_what_comes_next_moves_nothing() -> None:
+    memory = memory_of([3, 4, 5])
+    chosen = memory.valid & (memory.positions != 2)
+    kept, roomy = memory.keep(chosen), memory.keep(chosen, room=7)
+    assert equal(kept, roomy)
+    place = roomy.keys(0).data_ptr()
+    roomy.extend(torch.ones(3, 7, dtype=torch.bool), "next", SlotKind.PROMPT)
+    heads, width = roomy.keys(0).shape[1], roomy.keys(0).shape[3]
+    full, _ = roomy.write(0, *(torch.zeros(3, heads, 7, width, dtype=torch.float64) for _ in range(2)))
+    assert full.data_ptr() == place
+    assert torch.equal(full[:, :, : kept.slots], kept.keys(0))
+
+
 def test_growing_keeps_what_was_written() -> None:
     blocks = [[1, 2, 3]] * 12
     grown = memory_of(*blocks)

@@ -125,8 +125,8 @@ def parallel(agents: Sequence[Agent] | None = None) -> AgentGraph:
     """Return a team of independent experts whom the last one hears; without `agents` the four of the paper."""
     if agents is None:
         agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
-    *experts, last = [agent.name for agent in agents]
-    return AgentGraph(tuple(agents), frozenset((expert, last) for expert in experts))
+    names = [agent.name for agent in agents]
+    return AgentGraph(tuple(agents), frozenset((expert, names[-1]) for expert in names[:-1]))
 
 
 class _Prompts(BaseModel):

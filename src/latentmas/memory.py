@@ -225,12 +225,7 @@ class LatentMemory:
                 f"the choice has shape {tuple(chosen.shape)}, the memory {tuple(self.valid.shape)} (rows, slots)"
             )
         sets = sets & self.valid[None, :, None]
-        counts = sets.sum(dim=-1)  # [P, B, Q]
-        kept = counts[0, :, 0]
-        if bool((counts != kept[None, :, None]).any()):
-            raise MemoryMismatchError(
-                "layers or heads would keep different numbers of slots in one row; choose sets of equal size"
-            )
+        kept = _sizes(sets)
         if bool((kept == self.real_slots).all()):
             everything = torch.arange(self.slots, device=self.device).expand(1, self.rows, 1, -1)
             return self._gather(everything, self.valid.clone(), release=release, room=room)
@@ -310,6 +305,9 @@ class LatentMemory:
 
         Args:
             parts: At least one, all of the same rows, layers and widths.
+
+        Raises:
+            MemoryMismatchError: Heads hold different numbers of slots of an agent that is laid down once.
         """
         rows, layers, device = parts[0].rows, parts[0].layers, parts[0].device
         sets, heads = (max(part._positions.shape[axis] for part in parts) for axis in (0, 2))
@@ -349,9 +347,9 @@ class LatentMemory:
             result._keys[layer] = torch.cat(turned, dim=2)
             result._values[layer] = torch.cat([part.values(layer) for part in parts], dim=2)
         chosen = torch.cat(wanted, dim=-1)
-        once = chosen.sum(dim=-1)[0, :, 0]
+        once = _sizes(chosen)
         result.made = sum((part.made - part.real_slots for part in parts), once)
-        return result.keep(chosen, release=True).without_padding()
+        return result._gather(*_places(chosen, once), release=True)
 
     def agent_numbers_of(self, other: LatentMemory) -> Tensor:
         """Return which numbers here the agents of another memory have, and give them one."""
@@ -534,6 +532,21 @@ class LatentMemory:
             new[..., : self.slots] = old[..., : self.slots]
             setattr(self, name, new)
         self._capacity = capacity
+
+
+def _sizes(sets: Tensor) -> Tensor:
+    """Return how many slots each row keeps, ``[B]``, where each of ``[P, B, Q, S]`` keeps as many.
+
+    Raises:
+        MemoryMismatchError: They do not.
+    """
+    counts = sets.sum(dim=-1)  # [P, B, Q]
+    sizes = counts[0, :, 0]
+    if bool((counts != sizes[None, :, None]).any()):
+        raise MemoryMismatchError(
+            "layers or heads would keep different numbers of slots in one row; choose sets of equal size"
+        )
+    return sizes
 
 
 def _places(sets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

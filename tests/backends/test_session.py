@@ -5,7 +5,7 @@ import pytest
 from latentmas.backends.hf.rollout import Rollout
 from latentmas.backends.hf.session import Session
 from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError
-from latentmas.program import KeepSpec, Sampling, SlotKind
+from latentmas.program import Budget, KeepSpec, Positions, Protect, Sampling, SlotKind, Storage
 
 
 @pytest.fixture
@@ -22,6 +22,40 @@ def test_a_session_does_what_the_same_program_does_in_one_piece(backend):
     assert completion.steps[1].thoughts == 4
     # A program cut by length never feeds its last token; a session may go on, so it does.
     assert session.memory.slots - completion.steps[-1].slots in (0, 1)
+
+
+HALF = Budget(amount=0.5)
+
+
+@pytest.mark.parametrize("name", ["receiver", "knn", "random", "recency"])
+def test_a_session_hands_over_what_the_same_program_does(backend, name):
+    keep = KeepSpec(name=name, budget=HALF, protect=Protect(sinks=1))
+    session = Session(backend, seed=5).read("planner", "what is 3 + 4?").think("planner", 4)
+    session.hand_over("planner", keep, positions=Positions.REROTATE, storage=Storage.INT8, to="answer!")
+    assert [step.agent for step in session.program] == ["planner"] * 3, "what comes next was not read yet"
+    text = session.read("judger", "answer!").write("judger", 12)
+    [completion] = backend.run([session.program], seeds=[5])
+    assert completion.text == text
+    assert completion.steps[2].handover == session.accounts[2].handover
+    assert completion.steps[2].slots < completion.steps[1].slots
+
+
+def test_a_filter_that_looks_at_the_receiver_needs_to_know_what_it_will_read(backend):
+    session = Session(backend).read("planner", "what is 3 + 4?")
+    with pytest.raises(CapabilityError, match="nobody reads after"):
+        session.hand_over("planner", KeepSpec(name="receiver", budget=HALF))
+    with pytest.raises(CapabilityError, match="run a Program instead"):
+        session.hand_over("planner", KeepSpec(name="sender", budget=HALF))
+    assert session.think("planner", 2).memory.slots == session.accounts[0].slots + 2
+
+
+def test_a_session_saved_in_eight_bits_goes_on_nearly_the_same(backend, tmp_path):
+    session = Session(backend).read("planner", "what is 3 + 4?").think("planner", 4)
+    session.save(tmp_path / "native")
+    session.save(tmp_path / "int8", Storage.INT8)
+    native, packed = (Session.load(backend, tmp_path / name).memory for name in ("native", "int8"))
+    off = (native.keys(0) - packed.keys(0)).norm() / native.keys(0).norm()
+    assert 0 < float(off) < 0.02
 
 
 def test_nobody_thinks_before_something_was_read(backend):

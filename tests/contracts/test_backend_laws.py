@@ -446,6 +446,16 @@ def test_joined_positions_follow_each_other(subject: Subject, tiny: Any) -> None
     assert memory.positions[0].tolist() == [3, 4, 5]
 
 
+@pytest.mark.parametrize("source", list(ThoughtSource))
+def test_branches_that_read_the_same_think_the_same_unless_they_draw(tiny: Any, source: ThoughtSource) -> None:
+    model = tiny.model()
+    said = [((3, 1, 4, 1, 5),), ((3, 1, 4, 1, 5),), ((9, 2),)]
+    rollout = roll(model, tiny.alignment(model), [unread(laws.joined(said, thoughts=(2, 2), source=source))])
+    values = rollout.memory.values(0)[0]  # not rotated, so that places do not matter
+    first, second = values[:, 5:7], values[:, 12:14]
+    assert torch.allclose(first, second) == (source is ThoughtSource.OWN)
+
+
 def test_a_branch_that_breaks_ends_its_own_job_only(tiny: Any) -> None:
     model, alignment = poisoned(tiny, torch.float64)
     said = [
@@ -522,7 +532,8 @@ def test_a_joined_and_filtered_team_is_the_same_in_any_batch(tiny: Any) -> None:
 def test_a_random_filter_takes_nothing_from_the_stream_of_sampling(tiny: Any) -> None:
     """With the logits out of play only the random numbers of the Write decide."""
     for seed in range(4):
-        plain = Program(filtered(1, KeepSpec(), sampling=laws.STREAM_ONLY).steps)
+        whole = filtered(1, KeepSpec(), sampling=laws.STREAM_ONLY)
+        plain = Program(tuple(step for step in whole if not isinstance(step, Handover)))
         cut = filtered(1, half("random", {}), sampling=laws.STREAM_ONLY)
         one, other = laws.written(tiny.backend(), plain, cut, seed=seed)
         assert one == other

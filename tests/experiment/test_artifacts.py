@@ -277,6 +277,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         sink_on(tmp_path).vectors("q", [vectors("planner")])
 
 
+def test_a_picture_that_cannot_be_written_ends_the_run_and_not_a_sample(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "heatmaps").write_text("in the way")
+    words = (
+        "run --method latent_mas --model_name tiny --task tiny_split --max_samples 1 --temperature 0 --latent_steps 1"
+    )
+    assert main([*words.split(), "--show_heatmaps", "--output_dir", str(tmp_path / "run")]) == 1
+    assert not (tmp_path / "run" / "records.jsonl").exists() or not (tmp_path / "run" / "records.jsonl").read_text()
+
+
 def test_a_run_without_embeddings_says_how_to_get_some(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--save_embeddings"):
         read_embeddings(tmp_path)

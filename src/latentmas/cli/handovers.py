@@ -66,8 +66,8 @@ def command(
         with sigterm_interrupts(), warnings_shown(console), ExitStack() as stack:
             silence_transformers()
 
-            def show(total: int, finished: int) -> Callable[[Verdict | None], None]:
-                return stack.enter_context(progress(console, total=total, finished=finished, correct=0))
+            def show(total: int) -> Callable[[Verdict | None], None]:
+                return stack.enter_context(progress(console, total=total, finished=0, correct=0))
 
             output_dir.mkdir(parents=True, exist_ok=True)
             points += sweep.sweep(grid, options=options, folder=output_dir, show=show)

@@ -118,13 +118,13 @@ def sweep(
     *,
     options: Mapping[str, object],
     folder: Path,
-    show: Callable[[int, int], Callable[[Verdict | None], None]],
+    show: Callable[[int], Callable[[Verdict | None], None]],
 ) -> Iterator[Point]:
     """Run every cell and yield what came of it.
 
     Args:
         options: Of every run: model, task, samples, thoughts.
-        show: Given the number of samples in all and of those that are done, returns what is told each new verdict.
+        show: Given the number of samples in all, returns what is told the verdict of each.
 
     Raises:
         LatentMASError: A cell cannot be run; all of them are checked before weights are loaded.
@@ -135,7 +135,7 @@ def sweep(
         if config.use_vllm:
             raise ConfigError("hand-overs that filter memory run on the transformers backend; drop --use_vllm")
         plans.append(compose.check(config))
-    tell = show(sum(len(plan.samples) for plan in plans), 0)
+    tell = show(sum(len(plan.samples) for plan in plans))
     backend: Backend | None = None
     try:
         for cell, plan in zip(grid, plans, strict=True):
@@ -146,6 +146,8 @@ def sweep(
                 sample_ids=tuple(sample.id for sample in plan.samples),
             )
             with RunFolder.open(plan.config.folder, identity) as store:
+                for record in store.records():
+                    tell(record.verdict)
                 waiting = [sample for sample in plan.samples if sample.id not in store.done_ids]
                 if waiting:
                     backend = backend or plan.open().backend
@@ -161,8 +163,6 @@ def sweep(
                         on_record=lambda record: tell(record.verdict),
                     )
                 records = list(store.records())
-            for _ in range(len(plan.samples) - len(waiting)):
-                tell(None)
             yield _point(cell, records)
     finally:
         if backend is not None:
