@@ -180,7 +180,6 @@ class Session:
             memory.slots, memory.next_position, memory.made, rollout.hidden = before
             row.thoughts, row.writes, row.handovers = of_row
             raise
-        row.program = program
         if self._row.error is not None:
             raise self._row.error
         self._steps = program.steps
