@@ -178,12 +178,19 @@ def test_a_letter_in_prose_is_no_answer(words):
 
 
 def check_time(grader, texts, seconds):
-    """Seconds are those of an ordinary machine; a slow or busy one gets as many more as a fixed piece of work takes."""
+    """Seconds are those of an ordinary machine; a slow or busy one gets as many more as a fixed piece of work takes.
+
+    The least of three tries counts: what else a machine does only adds to it.
+    """
     for text in texts:
-        began = time.process_time()
-        GRADERS[grader](text, finish_reason=STOP)
-        taken = time.process_time() - began
-        assert taken < seconds or taken < seconds * slowness(), text[:40]
+        tries = (seconds_of(grader, text) for _ in range(3))
+        assert any(taken < seconds or taken < seconds * slowness() for taken in tries), text[:40]
+
+
+def seconds_of(grader, text):
+    began = time.process_time()
+    GRADERS[grader](text, finish_reason=STOP)
+    return time.process_time() - began
 
 
 def slowness():
