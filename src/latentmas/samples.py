@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict
 
 THINK_TAG: Final = "<think>"
 RECORD_SCHEMA: Final = 1
@@ -131,10 +131,6 @@ class HandoverRecord(BaseModel):
     key_error: float | None = None
     value_error: float | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_what_does_not_apply(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(serialize(self), self)
-
 
 class AgentRecord(BaseModel):
     """One agent's turn in one sample.
@@ -166,10 +162,6 @@ class AgentRecord(BaseModel):
     prompt_ids: tuple[int, ...] | None = None
     written_ids: tuple[int, ...] | None = None
     handovers: tuple[HandoverRecord, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_absent_ids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(serialize(self), self)
 
 
 class Record(BaseModel):
@@ -204,9 +196,13 @@ class Record(BaseModel):
     entry_point: str | None = None
     in_thought: bool = False
 
-    @model_serializer(mode="wrap")
-    def _without_what_does_not_apply(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(serialize(self), self)
+    def stored(self) -> dict[str, object]:
+        """Return its JSON fields, without those of it and of its agents that stand at their default.
+
+        It is not a serializer of pydantic, because what pydantic calls back into Python loses Ctrl-C: it raises a
+        `PydanticSerializationError` in place of the `KeyboardInterrupt`.
+        """
+        return {"schema_version": self.schema_version, **self.model_dump(mode="json", exclude_defaults=True)}
 
     def answered(self) -> tuple[Answer, Sample] | None:
         """Return what is needed to grade the answer; None where the sample ended with an error."""
@@ -238,15 +234,3 @@ class Record(BaseModel):
     @property
     def seconds(self) -> float:
         return sum(agent.seconds for agent in self.agents)
-
-
-def _without_defaults(fields: dict[str, object], model: BaseModel) -> dict[str, object]:
-    """Leave out what stands at its default, but for the version of the schema."""
-    defaults = {
-        name: field.get_default() for name, field in type(model).model_fields.items() if not field.is_required()
-    }
-    return {
-        name: value
-        for name, value in fields.items()
-        if name == "schema_version" or name not in defaults or getattr(model, name) != defaults[name]
-    }

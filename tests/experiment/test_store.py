@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, read_manifest
 from latentmas.experiment.stats import summarize
 from latentmas.experiment.store import RunFolder, read_records
-from latentmas.samples import Verdict
+from latentmas.samples import Record, Verdict
 
 ENVIRONMENT = {"model_fingerprint": "weights-1", "device": "cpu"}
 IDS = ("a", "b", "c")
@@ -67,6 +68,39 @@ def test_any_text_makes_one_line_of_plain_ascii(tmp_path, make_record, text):
     assert content.isascii()
     assert len(content.decode().splitlines()) == 1
     assert [record.text for record in read_records(path / "records.jsonl")] == [text]
+
+
+def append_until(seconds: float, run: RunFolder, records: list[Record]) -> None:
+    """Append records; an alarm goes off in the middle of them, or after the last."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for record in records:
+        run.append(record)
+    signal.pause()
+
+
+def test_an_interrupt_at_any_point_of_storing_is_an_interrupt_and_leaves_whole_lines(tmp_path, make_record):
+    """What pydantic called back into Python made another error of it: one Ctrl-C in ten ended with a traceback."""
+    path, rounds, batch = tmp_path / "run", 200, 50
+    records = [make_record(f"q{i}") for i in range(rounds * batch)]
+    known = RunIdentity(
+        config=identity().config, prompt_digest="p", data_digest="d", sample_ids=tuple(each.id for each in records)
+    )
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with RunFolder.open(path, known) as run:
+            run.begin(ENVIRONMENT)
+            for i in range(rounds):
+                with pytest.raises(KeyboardInterrupt):
+                    append_until(1e-4 + i * 1e-6, run, records[i * batch : (i + 1) * batch])
+            stored = run.done_ids
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    content = (path / "records.jsonl").read_bytes()
+    assert content.endswith(b"\n")
+    with RunFolder.open(path, known) as run:
+        assert run.done_ids >= stored > set()
+    assert (path / "records.jsonl").read_bytes() == content
 
 
 def test_a_resumed_folder_knows_what_is_done_and_how_much_of_it_is_correct(folder):

@@ -152,7 +152,7 @@ class RunFolder:
         if record.id in self._finished:
             raise StoreError(f"sample {record.id!r} already has a record in {self.records_path}")
         # ASCII only: no character of a model's text then looks like a line end to any reader.
-        line = json.dumps(record.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n"
+        line = json.dumps(record.stored(), ensure_ascii=True).encode() + b"\n"
         try:
             rest = memoryview(line)
             while rest:
