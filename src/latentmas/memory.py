@@ -385,7 +385,7 @@ class LatentMemory:
         codes = self._agents[..., : self.slots].long() * len(SlotKind) + self._kinds[..., : self.slots]  # [P, B, Q, S]
         codes = torch.where(self.valid[None, :, None], codes, -1)
         found: list[list[Share]] = [[] for _ in range(self.rows)]
-        for code in [number for number in torch.unique(codes).tolist() if number >= 0]:
+        for code in torch.bincount((codes + 1).flatten())[1:].nonzero().flatten().tolist():
             counts = (codes == code).sum(dim=-1).double().cpu()  # [P, B, Q]
             slots = counts.mean(dim=(0, 2)).tolist()
             sizes = torch.zeros(self.rows, dtype=torch.float64)
@@ -560,12 +560,11 @@ def _places(sets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         ``[P, B, Q, S']`` slots in ascending order at the right end of each row, and ``[B, S']`` bool.
     """
     width = int(kept.max()) if len(kept) else 0
-    order = torch.zeros(*sets.shape[:3], width, dtype=torch.long, device=sets.device)
-    number, row, head, slot = sets.nonzero(as_tuple=True)
-    rank = (sets.cumsum(dim=-1) - 1)[number, row, head, slot]
-    order[number, row, head, rank + width - kept[row]] = slot
     real = torch.arange(width, device=sets.device) >= width - kept[:, None]
-    return order, real
+    order = torch.zeros(*sets.shape[:3], width, dtype=torch.long, device=sets.device)
+    # As many places are real as slots were chosen, set by set; so the next slot goes to the next of them.
+    slots = sets.flatten().nonzero()[:, 0] % max(1, sets.shape[-1])
+    return order.masked_scatter(real[None, :, None], slots), real
 
 
 def _take(buffer: Tensor, order: Tensor) -> Tensor:

@@ -143,6 +143,18 @@ def test_what_is_ruled_out_is_not_kept_to_fill_a_budget() -> None:
     assert sinks.positions.tolist() == [[0, 1, 6, 7]]
 
 
+@pytest.mark.parametrize("unit", Unit)
+def test_of_nothing_nothing_is_kept(unit: Unit) -> None:
+    wanted = spec(Budget(unit=unit, amount=1), sinks=2)
+    memory = memory_of([[(6, 0), (1, 0)], [(2, 1), (1, 0)]])
+    without = memory.keep(memory.kinds == SlotKind.THOUGHT)  # the first row has no thought
+    assert without.real_slots.tolist() == [0, 1]
+    assert choose(Fixed(scores_of(without)), wanted, sight(without)).flatten().tolist() == [False, True]
+    nothing = without.keep(torch.zeros_like(without.valid))
+    assert nothing.slots == 0
+    assert choose(Fixed(scores_of(nothing)), wanted, sight(nothing)).shape == (1, 2, 1, 0)
+
+
 def test_an_infinite_score_does_not_push_a_protected_slot_out() -> None:
     memory = memory_of([[(6, 0), (1, 0)]])
     scores = torch.full((1, 7), torch.inf)
