@@ -29,7 +29,7 @@ WATCHED: Final = "latentmas_watched"
 SLICE_OF_CORE: Final = 1 << 19
 LARGEST_CPU_SLICE: Final = 1 << 22
 LARGEST_SLICE: Final = 1 << 25
-"""Attention weights that exist at a time, at most, unless one head needs more. On a CPU 2 MiB for each core (in float32)
+"""Attention weights that exist at a time, at most, unless one head needs more. On a CPU 2 MiB for each core (float32)
 stay in its caches, and what is larger than 16 MiB would be asked of the system anew each time; elsewhere larger is
 better (128 MiB)."""
 
