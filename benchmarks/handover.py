@@ -150,7 +150,8 @@ def measure(bench: Bench, ways: Sequence[str], slots: int) -> dict[str, list[dic
     template = bench.fill(slots)
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(bench.options.rounds):
-        for way in ways:
+        first = number % len(ways)  # what ran just before leaves its mark: no way always follows the same other
+        for way in (*ways[first:], *ways[:first]):
             runs[way].append(bench.time(way, template))
             print(f"  round {number + 1}: {way} {runs[way][-1]['total']:.2f} s", file=sys.stderr, flush=True)
     return runs
