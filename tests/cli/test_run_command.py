@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,6 +138,14 @@ def wait_for_records(folder: Path, count: int) -> None:
 
 
 @pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Let child processes hear SIGINT, even where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def rows(tmp_path) -> Path:
     """A file of six questions in the columns of GSM8K."""
     path = tmp_path / "rows.jsonl"
@@ -254,6 +262,7 @@ def test_progress_without_a_terminal_is_a_line_with_rate_and_accuracy(tmp_path, 
     assert re.search(r"^6/6 done, 66\.7 % correct, .*, 0 s left$", err, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_its_records_and_a_summary_and_goes_on(tmp_path, number):
     folder = tmp_path / "run"
@@ -271,6 +280,7 @@ def test_an_interrupted_run_keeps_its_records_and_a_summary_and_goes_on(tmp_path
     assert sorted(record.id for record in read_records(folder / "records.jsonl")) == sorted(f"q{i}" for i in range(40))
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_an_interrupted_command_says_how_to_go_on_and_exits_with_130(rows, tmp_path):
     lines = [json.dumps({"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"}) for i in range(20000)]
     rows.write_text("\n".join(lines) + "\n")
