@@ -70,6 +70,14 @@ def test_any_text_makes_one_line_of_plain_ascii(tmp_path, make_record, text):
     assert [record.text for record in read_records(path / "records.jsonl")] == [text]
 
 
+def test_a_line_leaves_out_what_stands_at_its_default(folder):
+    first, _ = (json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines())
+    assert next(iter(first)) == "schema_version"
+    assert not {"options", "labels", "in_thought"} & first.keys()
+    assert not {"prompt_ids", "handovers", "reused_slots"} & first["agents"][0].keys()
+    assert first["error"] is None, "what has no default is always there"
+
+
 def append_until(seconds: float, run: RunFolder, records: list[Record]) -> None:
     """Append records; an alarm goes off in the middle of them, or after the last."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
