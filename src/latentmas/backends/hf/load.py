@@ -281,7 +281,7 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
 def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:
     """Return a `LoadedModel` for a transformers model that is already in memory."""
     text = causal.config.get_text_config()
-    if causal.get_input_embeddings().weight.dtype == torch.float64 and _has_experts(causal):
+    if causal.get_input_embeddings().weight.dtype == torch.float64 and has_experts(causal):
         causal.set_experts_implementation("eager")  # the grouped product of torch has no float64
     if (switch := architecture.switch(text)) is not None:
         longrope.choose_by_row(causal.get_decoder().rotary_emb)
@@ -296,7 +296,8 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
     )
 
 
-def _has_experts(causal: Any) -> bool:
+def has_experts(causal: Any) -> bool:
+    """Return whether a model is a mixture of experts."""
     return bool(getattr(causal, "_can_set_experts_implementation", lambda: False)())
 
 
