@@ -30,10 +30,13 @@ class ChatCodec:
     think: bool = False
     date: datetime.date = field(default_factory=datetime.date.today)
     _template: ChatTemplate = field(init=False, repr=False, compare=False)
+    _special: dict[int, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         template = ChatTemplate(self.tokenizer, date=self.date, enable_thinking=self.enable_thinking)
         object.__setattr__(self, "_template", template)
+        # Read once: some tokenizers have thousands.
+        object.__setattr__(self, "_special", _special_tokens(self.tokenizer))
 
     @property
     def digest(self) -> str:
@@ -58,7 +61,7 @@ class ChatCodec:
     @property
     def kept(self) -> dict[int, str]:
         """The special tokens that stay in a text, by their id: they mark where thinking begins and ends."""
-        return {number: text for number, text in self._special_tokens().items() if text in KEPT}
+        return {number: text for number, text in self._special.items() if text in KEPT}
 
     def encode_chat(self, messages: Sequence[Message]) -> Encoded:
         """Render a chat that ends where the reply begins.
@@ -78,14 +81,11 @@ class ChatCodec:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, tokens: Sequence[int], *, marks: bool = True) -> str:
-        # Whatever cleans up spaces would change what was written: ' ' in code becomes '.
-        if not marks or not (kept := self.kept).keys() & set(tokens):
-            return str(
-                self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            )
-        dropped = self._special_tokens().keys() - kept.keys()
-        left = [token for token in tokens if token not in dropped]
-        return str(self.tokenizer.decode(left, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        kept = self.kept if marks else {}
+        skips = kept.keys().isdisjoint(tokens)
+        left = [token for token in tokens if skips or token in kept or token not in self._special]
+        # Cleaning up is for people: in code it would make ' out of ' ' between two spaces.
+        return str(self.tokenizer.decode(left, skip_special_tokens=skips, clean_up_tokenization_spaces=False))
 
     def _encode_first(self, text: str) -> tuple[int, ...]:
         """Return tokens with the special ones that the model expects first, and none after the text.
@@ -93,21 +93,20 @@ class ChatCodec:
         A tokenizer made for training may put an end of text there.
         """
         plain, whole = self.encode_text(text), tuple(self.tokenizer(text).input_ids)
-        special = self._special_tokens()
-        while whole[-len(plain) :] != plain and whole[-1] in special:
+        while whole[-len(plain) :] != plain and whole[-1] in self._special:
             whole = whole[:-1]
         return whole
-
-    def _special_tokens(self) -> dict[int, str]:
-        """Return the text of every token that is no part of a text, by its id."""
-        tokenizer = self.tokenizer
-        added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
     def _opened(self, text: str) -> str:
         if not self.think or text.rstrip().endswith(THINK_TAG):
             return text
         return f"{text}{THINK_TAG}\n"
+
+
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the text of every token that is no part of a text, by its id."""
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
 
 def _plain(messages: Sequence[Message]) -> str:
