@@ -69,7 +69,12 @@ def both(user, assistant, *, first=""):
         (both("[INST] {{ m.content }} [/INST]", " {{ m.content }} {{ eos_token }}"), [], "<|im_end|>"),
         (both("<|u|>\n{{ m.content }}<|end|>\n", "<|a|>\n{{ m.content }}<|end|>\n"), ["<|u|>", "<|end|>"], "<|end|>"),
         (both("<|u|>{{ m.content }}", "<|a|>{{ m.content }}"), ["<|u|>", "<|a|>"], "<|u|>"),
-        (both("<S>User\n{{ m.content }}\n", "<S>Assistant\n{{ m.content }}\n"), ["<S>"], "<S>"),
+        (
+            both("<S>User\n{{ m.content }}\n", "<S>Assistant\n{{ m.content }}\n")
+            + "{% if add_generation_prompt %}<S>Assistant\n{% endif %}",
+            ["<S>"],
+            "<S>",
+        ),
         (
             both("{{ m.content }}", "{{ m.content }}{% if not loop.last %}<|e|>{% endif %}"),
             ["<|e|>"],
@@ -81,6 +86,7 @@ def both(user, assistant, *, first=""):
             "<|e|>",
         ),
         (both("{{ m.content }}", "<think></think>{{ m.content.split('</think>')[-1] }}<|e|>"), ["<|e|>"], "<|e|>"),
+        (CHATML + "{{ eos_token }}", [], "<|im_end|>"),
         (PARTS, [], "<|im_end|>"),
         (
             both("[I]{% for part in m.content %}{{ part['text'] }}{% endfor %}[/I]", "{{ m.content + '</s>' }}"),
@@ -119,6 +125,24 @@ def test_blanks_and_marks_of_thinking_never_end_a_turn(tokenizer):
 def test_the_end_of_a_message_in_a_channel_does_not_end_the_turn(tokenizer):
     always = HARMONY.replace("<|return|>", "<|end|>")
     assert ends(with_template(tokenizer, always, HARMONY_TOKENS)) == set()
+
+
+MESSAGES = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.reasoning_content %}<|begin|>assistant<|think|>"
+    "{{ m.reasoning_content }}<|end|>{% endif %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens"),
+    [
+        (MESSAGES + "{% if add_generation_prompt %}<|begin|>assistant{% endif %}", ["<|begin|>", "<|end|>"]),
+        (both("<S>User\n{{ m.content }}\n", "<S>Assistant\n{{ m.content }}\n"), ["<S>"]),
+    ],
+    ids=["after a thought", "before the words, which the template leaves to the model"],
+)
+def test_what_a_model_writes_on_its_way_to_its_words_does_not_end_its_turn(tokenizer, template, tokens):
+    assert ends(with_template(tokenizer, template, tokens)) == set()
 
 
 def test_an_added_token_that_is_not_special_ends_a_turn(tokenizer):

@@ -20,6 +20,7 @@ from latentmas.thinking import MARKS
 _SYSTEM: Final = "8c1f-system probe"
 _USER: Final = "8c1f-user probe"
 _REPLY: Final = "8c1f-reply probe"
+_THOUGHT: Final = "8c1f-thought probe"
 
 _PRINTS_TODAY: Final = "strftime_now"
 _DIRECTIVES: Final = "aAbBcdDeFgGhHIjmMpRSTuUVwWxXyYfzZ"
@@ -102,37 +103,46 @@ class ChatTemplate:
         chats = ((user,), (Message("system", _SYSTEM), user))
         return any(len({self._on(day).render(chat) for day in _SOME_DAYS}) > 1 for chat in chats)
 
-    def before_reply(self, messages: Sequence[Message]) -> str | None:
-        """Return what stands before the model's own words in a chat that has them; None where nothing is to be seen."""
-        shown = self._around_reply(messages)
-        return None if shown is None else shown[0]
-
     def turn_ends(self) -> frozenset[str]:
         """Return the tokens that stand where the model's own words end: in the last turn, and before another one.
 
-        Ordinary text is none, and neither is a mark of thinking. Where turns consist of several messages, the end of
-        one message does not end the turn.
+        Ordinary text is none, and neither is a mark of thinking, nor what the model writes on its way to these words:
+        a turn may consist of several messages, each with an end of its own.
         """
         question = Message("user", _USER)
         ends = set()
         for after in ((), (question,)):
             shown = self._around_reply((question,), after)
-            if shown is None:
+            if shown is None or (end := _first_token(shown[1], self._tokenizer)) is None:
                 continue
-            before, rest = shown
-            end = _first_token(rest, _token_texts(self._tokenizer) - _MARKS)
-            if end is not None and not (end == _MESSAGE_END and _CHANNEL in before):
+            if not (end == _MESSAGE_END and _CHANNEL in shown[0]):
                 ends.add(end)
-        return frozenset(ends)
+        on_the_way = self._on_the_way(question) if ends else ""
+        return frozenset(end for end in ends if end not in on_the_way)
+
+    def _on_the_way(self, question: Message) -> str:
+        """Return what the model writes between a question and its own words, as far as the template shows it."""
+        prompt, shown = self.render((question,)), self._around_reply((question,))
+        written = [] if shown is None or not shown[0].startswith(prompt) else [shown[0].removeprefix(prompt)]
+        thoughtful = self._around_reply((question,), thought=_THOUGHT)
+        if thoughtful is not None and _THOUGHT in thoughtful[0]:
+            written.append(thoughtful[0].rpartition(_THOUGHT)[2])
+        return "\0".join(written)
 
     def _on(self, date: datetime.date) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, date=date, enable_thinking=self._enable_thinking)
 
-    def _around_reply(self, before: Sequence[Message], after: Sequence[Message] = ()) -> tuple[str, str] | None:
-        """Return what stands before and after the model's own words; None where the template does not show them."""
+    def _around_reply(
+        self, before: Sequence[Message], after: Sequence[Message] = (), *, thought: str | None = None
+    ) -> tuple[str, str] | None:
+        """Return what stands before and after the model's own words; None where the template does not show them.
+
+        Args:
+            thought: What the model thought before, for templates that show it.
+        """
         chat = [*before, Message("assistant", _REPLY), *after]
         for form in Form:
-            text = self._tried(chat, {"assistant": form}, reply_follows=False)
+            text = self._tried(chat, {"assistant": form}, reply_follows=False, thought=thought)
             if text is not None and text.count(_REPLY) == 1:
                 first, _, rest = text.partition(_REPLY)
                 return first, rest
@@ -144,9 +154,10 @@ class ChatTemplate:
         Not everything there is one too many: it may close what the user says, and then the reply follows it, or the
         beginning of the reply's turn does.
         """
-        before = self.before_reply(messages)
-        if before is None or not before.startswith(text):
+        shown = self._around_reply(messages)
+        if shown is None or not shown[0].startswith(text):
             return text.removesuffix(end)
+        before = shown[0]
         return before.rstrip(" ") if before[len(text) :].strip() else text
 
     def _seen(self) -> _Forms:
@@ -177,28 +188,39 @@ class ChatTemplate:
         return None
 
     def _tried(
-        self, chat: Sequence[Message], forms: dict[str, Form] | None = None, *, reply_follows: bool = True
+        self,
+        chat: Sequence[Message],
+        forms: dict[str, Form] | None = None,
+        *,
+        reply_follows: bool = True,
+        thought: str | None = None,
     ) -> str | None:
         """Return the chat as the template shows it; None where it refuses."""
         try:
-            return self._show(chat, forms, reply_follows=reply_follows)
+            return self._show(chat, forms, reply_follows=reply_follows, thought=thought)
         except ConfigError:
             return None
 
     def _show(
-        self, messages: Sequence[Message], forms: dict[str, Form] | None = None, *, reply_follows: bool = True
+        self,
+        messages: Sequence[Message],
+        forms: dict[str, Form] | None = None,
+        *,
+        reply_follows: bool = True,
+        thought: str | None = None,
     ) -> str:
         """Return the chat as the template shows it.
 
         Args:
             forms: By role; other roles have the form of their own that was seen.
+            thought: Of the model before it said what the chat has of it.
         """
         known = forms or {}
         if missing := {message.role for message in messages} - known.keys():
             seen = self._seen()
             own = {"user": seen.user, "system": seen.system or seen.user, "assistant": seen.user}
             known = {**{role: own[role] for role in missing}, **known}
-        chat = [{"role": message.role, "content": _content(message, known[message.role])} for message in messages]
+        chat = [_entry(message, known[message.role], thought) for message in messages]
         # A tokenizer without one of these tokens has nothing to print for it.
         options: dict[str, Any] = {
             name: "" for name in _OPTIONAL_TOKENS if getattr(self._tokenizer, name, None) is None
@@ -230,22 +252,22 @@ def turn_end_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(int(tokenizer.convert_tokens_to_ids(end)) for end in ends)
 
 
-def _token_texts(tokenizer: Any) -> frozenset[str]:
-    """Return the texts of all tokens that are more than a piece of text, blanks aside."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    return frozenset(text for text in added if text.strip())
-
-
-def _first_token(text: str, tokens: frozenset[str]) -> str | None:
-    """Return the token with which a text begins, blanks and marks of thinking aside."""
+def _first_token(text: str, tokenizer: Any) -> str | None:
+    """Return the token with which a text begins that is more than a piece of text, blanks and marks aside."""
     text = text.lstrip()
     while mark := max((mark for mark in _MARKS if text.startswith(mark)), key=len, default=""):
         text = text.removeprefix(mark).lstrip()
-    return max((token for token in tokens if text.startswith(token)), key=len, default=None)
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    return max((token for token in tokens if token.strip() and text.startswith(token)), key=len, default=None)
 
 
-def _content(message: Message, form: Form) -> str | list[dict[str, str]]:
-    return message.content if form is Form.TEXT else [{"type": "text", "text": message.content}]
+def _entry(message: Message, form: Form, thought: str | None) -> dict[str, object]:
+    """Return a message as templates know it."""
+    content = message.content if form is Form.TEXT else [{"type": "text", "text": message.content}]
+    entry: dict[str, object] = {"role": message.role, "content": content}
+    if thought is not None and message.role == "assistant":
+        entry |= {"reasoning_content": thought, "thinking": thought}
+    return entry
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
