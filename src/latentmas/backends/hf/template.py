@@ -258,7 +258,7 @@ def _first_token(text: str, tokenizer: Any) -> str | None:
     while mark := max((mark for mark in _MARKS if text.startswith(mark)), key=len, default=""):
         text = text.removeprefix(mark).lstrip()
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    return max((token for token in tokens if token.strip() and text.startswith(token)), key=len, default=None)
+    return max((token for token in tokens if text.startswith(token)), key=len, default=None)
 
 
 def _entry(message: Message, form: Form, thought: str | None) -> dict[str, object]:
