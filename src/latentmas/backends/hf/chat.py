@@ -92,10 +92,13 @@ class ChatCodec:
 
         A tokenizer made for training may put an end of text there.
         """
-        plain, whole = self.encode_text(text), tuple(self.tokenizer(text).input_ids)
-        while whole[-len(plain) :] != plain and whole[-1] in self._special:
-            whole = whole[:-1]
-        return whole
+        whole = tuple(self.tokenizer(text).input_ids)
+        added = self._special_at_end(whole) - self._special_at_end(self.encode_text(text))
+        return whole[: len(whole) - added]
+
+    def _special_at_end(self, tokens: Sequence[int]) -> int:
+        """Return how many special tokens come last."""
+        return next((n for n, token in enumerate(reversed(tokens)) if token not in self._special), len(tokens))
 
     def _opened(self, text: str) -> str:
         if not self.think or text.rstrip().endswith(THINK_TAG):
