@@ -114,6 +114,19 @@ def test_marks_of_thinking_stay_in_a_text_and_other_special_tokens_do_not(tokeni
     assert codec.decode(tokens, marks=False) == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+def test_a_tokenizer_that_can_have_no_chat_template_is_refused():
+    class MistralCommonBackend:
+        """As the tokenizer of this name that transformers takes where mistral-common is installed."""
+
+        chat_template = None
+
+        def added_tokens_decoder(self):
+            raise NotImplementedError
+
+    with pytest.raises(ConfigError, match="uninstall mistral-common"):
+        ChatCodec(MistralCommonBackend())
+
+
 def test_channels_stay_in_a_text(tokenizer):
     tokens = ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})

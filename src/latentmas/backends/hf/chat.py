@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentmas.backends.hf.template import ChatTemplate
+from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
 from latentmas.samples import THINK_TAG
 from latentmas.thinking import KEPT
@@ -23,6 +24,9 @@ class ChatCodec:
         enable_thinking: Given to the template; None leaves the template its own default.
         think: Start every reply with ``<think>``, unless the template already did.
         date: The day that a template prints which asks for today's; one for all chats.
+
+    Raises:
+        ConfigError: The tokenizer is one without chat templates.
     """
 
     tokenizer: Any
@@ -107,8 +111,18 @@ class ChatCodec:
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Return the text of every token that is no part of a text, by its id."""
-    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    """Return the text of every token that is no part of a text, by its id.
+
+    Raises:
+        ConfigError: The tokenizer does not say; it has no chat template either, so its prompts would be wrong.
+    """
+    known = tokenizer.added_tokens_decoder
+    if not isinstance(known, dict):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no chat templates; uninstall mistral-common, or take tekken.json out of "
+            "the model's folder, so that transformers reads tokenizer.json"
+        )
+    added = {number: str(token) for number, token in known.items() if token.special}
     return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
 
