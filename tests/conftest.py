@@ -116,6 +116,28 @@ class Tiny:
         self._causal[key] = causal.eval().requires_grad_(False)
         return causal
 
+    def small(self, kind: str, **config: object) -> Any:
+        """Return a random float64 model of any type of transformers: four layers, attention that is not uniform."""
+        import torch
+        import transformers
+
+        settings = {
+            **SIZE,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "max_position_embeddings": 8192,
+            "initializer_range": 0.15,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": 2,
+            **config,
+        }
+        made = transformers.AutoConfig.for_model(kind, **settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            causal = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="sdpa")
+        return causal.double().eval().requires_grad_(False)
+
     def model(
         self,
         kind: str = "qwen3",
