@@ -34,6 +34,7 @@ KINDS = {
     "stablelm": {"partial_rotary_factor": 0.25},
     "glm": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "cohere": {},
+    "nanochat": {},
     "phi": {"partial_rotary_factor": 0.5},
     "deepseek_v2": {**MLA, "topk_method": "greedy"},
     "deepseek_v3": MLA,

@@ -22,7 +22,6 @@ WINDOW_FIELDS: Final = ("sliding_window", "sliding_window_size")
 
 _NO_WINDOWS: Final = frozenset(
     {
-        "chunk_size_feed_forward",
         "max_window_layers",
         "use_sliding_window",
         "sliding_window_pattern",
@@ -31,6 +30,8 @@ _NO_WINDOWS: Final = frozenset(
     }
 )
 """Fields with a window in their name that say nothing `WINDOW_FIELDS` and the layer types do not say."""
+_STATES: Final = ("linear", "mamba", "conv", "recurrent", "ssm", "delta")
+"""Words in the names of layer types that are no attention."""
 _SPARSE_FIELDS: Final = ("index_topk",)
 """Fields that let a layer look at some of the slots only, once there are more than so many."""
 
@@ -57,9 +58,13 @@ def check(config: Any) -> None:
     text = config.get_text_config()
     kind = model_type(config)
     if other := sorted(set(_layer_types(text)) - {"full_attention", "sliding_attention"}):
+        states = any(word in name for name in other for word in _STATES)
+        reason = (
+            "which keep a state in place of keys and values" if states else "whose masks and caches are not built here"
+        )
         raise CapabilityError(
-            f"{kind} has layers of type {', '.join(other)}, and what they keep of the past is not the keys and values "
-            "of every position; use a model with full or sliding attention in every layer"
+            f"{kind} has layers of type {', '.join(other)}, {reason}; use a model with full or sliding "
+            "attention in every layer"
         )
     if getattr(text, "hidden_size_per_layer_input", None):
         raise CapabilityError(
@@ -208,6 +213,7 @@ def _rotates(text: Any) -> bool:
 
 def _unknown_windows(text: Any) -> Iterator[tuple[str, object]]:
     for name, value in text.to_dict().items():
-        local = ("window" in name or "chunk" in name) and name not in (*WINDOW_FIELDS, *_NO_WINDOWS)
+        local = "window" in name or ("chunk" in name and "attention" in name)
+        local = local and name not in (*WINDOW_FIELDS, *_NO_WINDOWS)
         if (local or name in _SPARSE_FIELDS) and isinstance(value, int) and value is not True and value > 0:
             yield name, value

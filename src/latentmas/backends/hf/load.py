@@ -6,6 +6,7 @@ small forward pass that compares the backend's way of running this architecture 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,11 @@ class LoadedModel:
 
     @property
     def decoder(self) -> Any:
-        return self.causal.get_decoder()
+        """What makes hidden states of vectors, without the head."""
+        found = self.causal.get_decoder()
+        # ModernBERT calls its head a decoder.
+        takes_vectors = "inputs_embeds" in inspect.signature(found.forward).parameters
+        return found if takes_vectors else self.causal.base_model
 
     @property
     def layers(self) -> int:

@@ -86,9 +86,10 @@ def _candidates(model: LoadedModel) -> Iterator[Rope]:
         if not any(known.shape == frequencies.shape and torch.equal(known, frequencies) for known in sets):
             sets.append(frequencies)
     for frequencies in sets:
-        for at_end in (False, True):
-            for interleaved in (False, True):
-                yield Rope(frequencies, interleaved=interleaved, at_end=at_end)
+        for turning in (frequencies, -frequencies):  # NanoChat turns the other way
+            for at_end in (False, True):
+                for interleaved in (False, True):
+                    yield Rope(turning, interleaved=interleaved, at_end=at_end)
 
 
 def _frequencies(model: LoadedModel) -> Iterator[Tensor]:
