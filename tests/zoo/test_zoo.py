@@ -1,0 +1,30 @@
+"""Every model type of the installed transformers is run right, or refused before the first sample."""
+
+from __future__ import annotations
+
+import pytest
+from zoo.reference import quiet
+from zoo.specimens import Specimen, specimens
+from zoo.verdict import State, judge
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("specimen", specimens(), ids=lambda specimen: specimen.name)
+def test_a_model_type_is_right_or_refused_before_it_runs(specimen):
+    quiet()
+    verdict = judge(specimen)
+    assert verdict.fine, {check: (found.state, found.why) for check, found in verdict.found.items()}
+
+
+@pytest.mark.slow
+def test_keys_that_are_not_turned_are_seen(monkeypatch):
+    from latentmas.memory import LatentMemory
+    from latentmas.rope import Rope
+
+    assert hasattr(LatentMemory, "join")
+    monkeypatch.setattr(Rope, "rotate", lambda self, keys, offset: keys)
+    quiet()
+    found = judge(Specimen("llama")).found
+    assert (found["latent"].state, found["join"].state) == (State.RIGHT, State.WRONG)
