@@ -9,7 +9,7 @@ VLLM ?= $(VLLM_TESTED)
 ENGINE := .venv-vllm$(if $(filter $(VLLM_TESTED),$(VLLM)),,-$(VLLM))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark install-vllm test-vllm benchmark-vllm clean
+.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark models-table install-vllm test-vllm benchmark-vllm clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ train-tiny: .venv/developing  ## train the embedded model anew (about half an ho
 
 benchmark: .venv/developing  ## our rollout beside the published way of doing it
 	$(BIN)/python benchmarks/rollout.py
+
+models-table: .venv/developing  ## run every model type of transformers, and write docs/models.md from it
+	PYTHONPATH=tests $(BIN)/python -m zoo --table docs/models.md
 
 install-vllm: $(ENGINE)/installed  ## make .venv-vllm with vLLM for CPUs and latentmas in it (VLLM=x.y.z: another version)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from zoo.reference import Reference, cache_of
 
 NEAR = 1e-3
@@ -155,6 +156,8 @@ def _motion(here: Tensor, later: Tensor, last: Tensor) -> str:
     """Say how a key changes when its position does, whatever pairs are turned."""
     if _near(later, here):
         return "stays"
+    if not _near(later.norm(dim=-1), here.norm(dim=-1)):
+        return "other"
     # A turn by 9 twice is a turn by 18, and R + R^-1 is a number for each pair: here + last = 2 cos * later.
     both = here + last
     ratio = (both * later).sum(dim=(0, 1, 2)) / (later * later).sum(dim=(0, 1, 2)).clamp_min(1e-30)  # [D]
@@ -162,9 +165,7 @@ def _motion(here: Tensor, later: Tensor, last: Tensor) -> str:
 
 
 def _read_alone(reference: Reference, token: int, position: int) -> Any:
-    out = reference.model(
-        input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[position]]), use_cache=True
-    )
+    out = reference.model(input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[position]]), use_cache=True)
     return cache_of(out)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from zoo.specimens import END, PAD
 
 Turn = tuple[tuple[int, ...], int]
@@ -69,7 +70,8 @@ class Reference:
         """Return ``[V]`` logits after token ids, in one piece."""
         more = {} if positions is None else {"position_ids": positions[None]}
         mask = torch.ones(1, len(ids), dtype=torch.long)
-        return self.model(input_ids=torch.tensor([list(ids)]), attention_mask=mask, use_cache=False, **more).logits[0, -1]
+        out = self.model(input_ids=torch.tensor([list(ids)]), attention_mask=mask, use_cache=False, **more)
+        return out.logits[0, -1]
 
     @torch.inference_mode()
     def program(self, turns: Sequence[Turn], new: int) -> Told:
@@ -200,9 +202,8 @@ def _end_to_end(parts: Sequence[Any]) -> Any:
         layers = [part.layers[number] for part in parts]
         if not all(torch.is_tensor(layer.keys) for layer in layers):
             raise NoReferenceError(f"layer {number} keeps no keys and values")
-        cache.update(
-            torch.cat([layer.keys for layer in layers], dim=2), torch.cat([layer.values for layer in layers], dim=2), number
-        )
+        keys = torch.cat([layer.keys for layer in layers], dim=2)
+        cache.update(keys, torch.cat([layer.values for layer in layers], dim=2), number)
     return cache
 
 

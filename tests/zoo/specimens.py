@@ -65,7 +65,8 @@ _SIZES: Final[Mapping[str, object]] = {
         WINDOW,
     ),
     **dict.fromkeys(
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "moe_n_experts"), 4
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "moe_n_experts"),
+        4,
     ),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "n_shared_experts", "moe_num_shared_experts"), 1),
@@ -78,7 +79,8 @@ _SIZES: Final[Mapping[str, object]] = {
     "num_kv_shared_layers": 0,
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads"), 4),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "index_head_dim"), 16),
-    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_chunk_size", "chunk_size", "block_size"), 16),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 16),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size", "block_size"), 16),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
     **dict.fromkeys(("mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
@@ -206,11 +208,20 @@ def configuration(specimen: Specimen) -> Any:
 
     kind = CONFIG_MAPPING[specimen.model_type]
     changes = {**_WORDS_MORE.get(specimen.model_type, {}), **specimen.changes}
-    starts = {name: value for name, value in changes.items() if name in _NEEDED_FIRST}
-    return kind(**small(kind(**starts), changes))
+    return kind(**small(default(specimen.model_type), changes))
 
 
-_NEEDED_FIRST: Final = frozenset({"hidden_size_per_layer_input"})
+def default(model_type: str) -> Any:
+    """Return the configuration of a type as it comes."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type](**_STARTS.get(model_type, {}))
+
+
+_STARTS: Final[dict[str, dict[str, object]]] = {
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
+}
+"""Types whose defaults do not stand by themselves."""
 _FULL4: Final = ["full_attention"] * 4
 _MULTIPLIED: Final[dict[str, object]] = {
     "embedding_multiplier": 6.0,
@@ -220,10 +231,15 @@ _MULTIPLIED: Final[dict[str, object]] = {
 }
 _WORDS_MORE: Final[dict[str, dict[str, object]]] = {
     **dict.fromkeys(
-        ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"), _MULTIPLIED
+        ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"), _MULTIPLIED
     ),
-    "apertus": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 128}},
+    "apertus": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0,
+                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {**_MULTIPLIED, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "helium": {"head_dim": 16},
+    "hrm_text": {"num_hidden_layers": 4, "num_layers_per_stack": None, "H_cycles": 2, "L_cycles": 1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "blt": {"encoder_hash_byte_group_vocab": 32, "encoder_hash_byte_group_size": [3, 4]},
     "cohere": {"logit_scale": 0.3, "use_qk_norm": True},
     "cohere2": {"logit_scale": 0.3},
@@ -233,16 +249,16 @@ _WORDS_MORE: Final[dict[str, dict[str, object]]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
         }
     },
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96,
-             "moe_num_experts": 4, "moe_top_k": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+             "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2}},
     "dots1": {"num_local_experts": 4, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma3n_text": {"laurel_rank": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hyperclovax": _MULTIPLIED,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "qwen4_exp": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32,
+    "qwen4_exp": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 32,
                   "indexer_compress_ratio": 4},
-    "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32,
+    "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 32,
                        "indexer_compress_ratio": 4},
     "reformer": {"axial_pos_embds": False},
     "zaya": {"num_experts_per_tok": 1},
@@ -335,7 +351,7 @@ _VARIANTS: Final[tuple[Specimen, ...]] = (
     Specimen("phimoe", "longrope", _LONG_SCALED),
     *(Specimen(kind, "windows", _WINDOWED) for kind in ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")),
     *(Specimen(kind, "windows switched off", _UNUSED) for kind in ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")),
-    *(Specimen(kind, "no window", {"sliding_window": None}) for kind in ("mistral", "mixtral", "starcoder2", "ministral")),
+    *(Specimen(kind, "no window", {"sliding_window": None}) for kind in ("mistral", "mixtral", "starcoder2")),
     Specimen("mistral", "windows", {"sliding_window": WINDOW}),
     Specimen("mixtral", "windows", {"sliding_window": WINDOW}),
     Specimen("smollm3", "windows", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": None}),
@@ -344,6 +360,7 @@ _VARIANTS: Final[tuple[Specimen, ...]] = (
     Specimen("granitemoehybrid", "attention only", {"layer_types": ["full_attention"] * 4, **_MULTIPLIED}),
     Specimen("granitemoehybrid", "attention only, RoPE", {"layer_types": ["full_attention"] * 4, **_MULTIPLIED,
                                                          "position_embedding_type": "rope"}),
+    Specimen("lfm2", "convolutions", {"layer_types": ["conv", "full_attention"] * 2}),
     Specimen("llama4_text", "long chunks", {"attention_chunk_size": 8192}),
     Specimen("llama4_text", "temperature tuning that shows", {"attention_chunk_size": 8192, "floor_scale": 8}),
     Specimen("gemma4_text", "no embeddings by layer", {"hidden_size_per_layer_input": 0}),
@@ -351,7 +368,8 @@ _VARIANTS: Final[tuple[Specimen, ...]] = (
     Specimen("gemma4_text", "keys are values", {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True}),
     Specimen("gemma2", "tied", {"tie_word_embeddings": True}),
     Specimen("gemma3_text", "linear RoPE", {"rope_parameters": {
-        "full_attention": _rope("linear", factor=8.0), "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}}),
+        "full_attention": _rope("linear", factor=8.0),
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}}),
     Specimen("olmo3", "YaRN", {"rope_parameters": _rope("yarn", factor=8.0, original_max_position_embeddings=128)}),
     Specimen("deepseek_v3", "queries at full rank", {"q_lora_rank": None}),
     Specimen("deepseek_v3", "YaRN", {"rope_parameters": _rope(

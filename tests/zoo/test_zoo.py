@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from zoo.reference import quiet
 from zoo.specimens import Specimen, specimens
 from zoo.verdict import State, judge

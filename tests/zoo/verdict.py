@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from zoo.reference import Reference, Told
-from zoo.specimens import CONTEXT, Specimen, build, causal_types, configuration, tokenizer
+from zoo.specimens import CONTEXT, Specimen, build, causal_types, configuration, default, tokenizer
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend
     from latentmas.program import Program
     from latentmas.protocols import AgentVectors
 
-NEW = 10
+NEW = 7
 THOUGHTS = 3
 LENGTHS = ((41, 11), (7, 30), (19, 26))
 """Tokens of the two agents of each row; the first row is longer than a window, and rows differ in both."""
@@ -163,9 +164,7 @@ def _build(specimen: Specimen, folder: Path, verdict: Verdict) -> Any:
     try:
         config = configuration(specimen)
     except Exception:  # noqa: BLE001 - its defaults may be all there is
-        from transformers import CONFIG_MAPPING
-
-        config = CONFIG_MAPPING[specimen.model_type]()
+        config = default(specimen.model_type)
     config.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return None
@@ -175,10 +174,9 @@ def _refused_unread(specimen: Specimen, folder: Path) -> bool:
     """Write the configuration alone, as the type has it by default; return whether that is enough for a refusal."""
     from latentmas import Team
     from latentmas.errors import CapabilityError, ConfigError
-    from transformers import CONFIG_MAPPING
 
     try:
-        CONFIG_MAPPING[specimen.model_type]().save_pretrained(folder)
+        default(specimen.model_type).save_pretrained(folder)
     except Exception:  # noqa: BLE001 - some cannot be made without knowing what is inside
         return False
     tokenizer().save_pretrained(folder)
@@ -289,8 +287,7 @@ def _differs(ours: Told, theirs: Told) -> str:
             place = int((apart > TOLERANCE).int().argmax())
             return f"thought {place} of turn {number} is off by {float(apart[place]):.2g}"
     if ours.written != theirs.written and theirs.gap > TIE:
-        same = next((n for n, (a, b) in enumerate(zip(ours.written, theirs.written, strict=False)) if a != b), "the end")
-        return f"written tokens differ from {same} on"
+        return f"{list(ours.written)} is written, not {list(theirs.written)}"
     return ""
 
 
@@ -367,4 +364,4 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-assert CONTEXT > 2 * sum(map(sum, LENGTHS))
+assert 2 * sum(map(sum, LENGTHS)) < CONTEXT
