@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.reference import Reference, cache_of
 
 NEAR = 1e-3
+_KEYED = frozenset({"turns", "stays", "other", "shared", "values move"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class Facts:
     """Each is None where the model could not be asked, with the reason in `broken`.
 
     Attributes:
-        layers: Of each layer: ``turns``, ``stays``, ``other`` (its key changes with position otherwise), or what is
-            cached instead of keys and values for each position.
+        layers: Of each layer: ``turns``, ``stays``, ``other`` (its key changes with position otherwise),
+            ``values move`` (latent attention keeps the rotated part there), or what is cached instead of keys and
+            values for each position.
         embeddings: Input embeddings say all that token ids say.
         thoughts: A vector that is no token's embedding can be read.
         parts: A prompt read in two parts, on a cache, is the prompt read at once.
@@ -51,13 +53,13 @@ class Facts:
 
     @property
     def _keyed(self) -> bool:
-        return set(self.layers or ()) <= {"turns", "stays", "other", "shared"}
+        return set(self.layers or ()) <= _KEYED
 
     @property
     def reason(self) -> str:
         """The first fact in the way; empty where there is none."""
         if self.layers is not None and not self._keyed:
-            return "layers cache " + ", ".join(sorted(set(self.layers) - {"turns", "stays", "other", "shared"}))
+            return "layers cache " + ", ".join(sorted(set(self.layers) - _KEYED))
         if self.embeddings is False:
             return "input embeddings do not say all that token ids say"
         if self.thoughts is False:
@@ -147,6 +149,8 @@ def _layers(reference: Reference, ids: list[int]) -> tuple[str, ...]:
             said.append(kind)
         elif keys.shape[2] != 1:
             said.append(f"{kind} of {keys.shape[2]} slots for a token")
+        elif not _near(later.values, values):
+            said.append("values move")
         else:
             said.append(_motion(keys, later.keys, last.keys))
     return tuple(said)

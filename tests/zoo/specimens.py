@@ -103,7 +103,9 @@ _BY_LAYER: Final = (
     "indexer_types",
     "no_rope_layer_ids",
 )
-_ALSO_NONE: Final = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "num_key_value_heads"})
+_ALSO_NONE: Final = frozenset(
+    {"bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "num_key_value_heads", "num_experts_per_tok"}
+)
 """Filled in also where a type leaves them open."""
 _LAYERS: Final = 4
 _NOT_TEXT: Final = ("vision", "audio", "image", "speech", "encoder_config", "vq", "vit")
@@ -234,7 +236,8 @@ _WORDS_MORE: Final[dict[str, dict[str, object]]] = {
         ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"), _MULTIPLIED
     ),
     "apertus": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0,
-                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}},
+                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                    "original_max_position_embeddings": 128}},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {**_MULTIPLIED, "layer_types": ["linear_attention", "full_attention"] * 2},
     "helium": {"head_dim": 16},

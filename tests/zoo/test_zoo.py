@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zoo.reference import quiet
-from zoo.specimens import Specimen, specimens
+from zoo.specimens import Specimen, build, specimens
 from zoo.verdict import State, judge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -29,3 +29,21 @@ def test_keys_that_are_not_turned_are_seen(monkeypatch):
     quiet()
     found = judge(Specimen("llama")).found
     assert (found["latent"].state, found["join"].state) == (State.RIGHT, State.WRONG)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("given", "context"),
+    [
+        ({"max_position_embeddings": 1024}, 1024),
+        ({"max_position_embeddings": 128}, 1024),
+    ],
+    ids=["multiplied already", "not multiplied"],
+)
+def test_yarn_has_the_context_its_factor_gives(given, context, tmp_path):
+    from latentmas import Team
+
+    quiet()
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 128}
+    build(Specimen("qwen3", "YaRN", {**given, "rope_parameters": rope}), tmp_path)
+    assert Team(str(tmp_path), method="baseline").backend.environment()["context"] == context
