@@ -119,6 +119,8 @@ class Reference:
         for number, layer in enumerate(cache.layers):
             kept.update(layer.keys[:, :, -first[1] :].clone(), layer.values[:, :, -first[1] :].clone(), number)
         assert start == first[1]
+        if any(made.isnan().any() for made in told.thoughts):
+            raise NoReferenceError("positions below 0 mean nothing to this model")
         return self._goes_on(kept, start, turn, new, told)
 
     def sensitivity(self, ids: Sequence[int]) -> tuple[float, float]:

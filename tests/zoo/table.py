@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from zoo.verdict import CHECKS, State, Verdict
 
-_SIGNS = {State.RIGHT: "yes", State.REFUSED: "refused", State.SKIPPED: "", State.UNKNOWN: "not checked"}
+_SIGNS = {State.RIGHT: "yes", State.REFUSED: "refused", State.SKIPPED: "not checked"}
 _HEAD = """\
 # Supported models
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.reference import Reference, Told
+from zoo.reference import NoReferenceError, Reference, Told
 from zoo.specimens import CONTEXT, Specimen, build, causal_types, configuration, default, tokenizer
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class State(StrEnum):
     WRONG = "WRONG"
     ERROR = "ERROR"
     UNKNOWN = "no reference"
-    SKIPPED = "-"
+    SKIPPED = "not checked"
 
 
 CHECKS = ("baseline", "latent", "join", "rerotate")
@@ -85,6 +85,23 @@ class Verdict:
             if worst in states:
                 return worst
         return State.REFUSED
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the specimen itself, as JSON has it."""
+        return {
+            "name": self.specimen.name,
+            "state": self.state.value,
+            "checks": {check: [found.state.value, found.why] for check, found in self.found.items()},
+            "weights": self.weights,
+            "sensitivity": self.sensitivity,
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_record(cls, specimen: Specimen, record: dict[str, Any]) -> Verdict:
+        """Return what `record` was made from."""
+        found = {check: Found(State(state), why) for check, (state, why) in record["checks"].items()}
+        return cls(specimen, found, record["weights"], record["sensitivity"], record["notes"])
 
     @property
     def fine(self) -> bool:
@@ -238,6 +255,8 @@ def _compare(check: str, backend: HFBackend, reference: Reference) -> Found:
     watched = HFBackend(backend.model, backend._codec, backend.alignment, batch_size=4, sink=sink)
     try:
         told = [_TOLD[check](reference, *row) for row in rows]
+    except NoReferenceError as error:
+        return Found(State.SKIPPED, str(error))
     except Exception as error:  # noqa: BLE001 - transformers may not be able to
         where = traceback.extract_tb(error.__traceback__)[-1]
         told, broken = None, f"{_said(error)} ({Path(where.filename).name}:{where.lineno})"
