@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.reference import Reference, cache_of
 
 NEAR = 1e-3
-_KEYED = frozenset({"turns", "stays", "other", "shared", "values move"})
+_KEYED = frozenset({"turns", "stays", "other", "shared", "moves in its values"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Facts:
 
     Attributes:
         layers: Of each layer: ``turns``, ``stays``, ``other`` (its key changes with position otherwise),
-            ``values move`` (latent attention keeps the rotated part there), or what is cached instead of keys and
+            ``moves in its values`` (latent attention keeps the rotated part there), or what is cached instead of keys and
             values for each position.
         embeddings: Input embeddings say all that token ids say.
         thoughts: A vector that is no token's embedding can be read.
@@ -54,6 +54,17 @@ class Facts:
     @property
     def _keyed(self) -> bool:
         return set(self.layers or ()) <= _KEYED
+
+    def __str__(self) -> str:
+        """One line for a table: how what is cached moves, then what is in the way, if anything."""
+        kinds = ", ".join(dict.fromkeys(self.layers or ()))
+        said = [
+            f"with position, what is cached {kinds}" if self.layers is not None and self._keyed else "",
+            self.reason,
+        ]
+        if self.runs:
+            said.append("positions are relative" if self.relative else "positions are absolute")
+        return "; ".join(filter(None, said))
 
     @property
     def reason(self) -> str:
@@ -150,7 +161,7 @@ def _layers(reference: Reference, ids: list[int]) -> tuple[str, ...]:
         elif keys.shape[2] != 1:
             said.append(f"{kind} of {keys.shape[2]} slots for a token")
         elif not _near(later.values, values):
-            said.append("values move")
+            said.append("moves in its values")
         else:
             said.append(_motion(keys, later.keys, last.keys))
     return tuple(said)

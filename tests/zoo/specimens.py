@@ -226,10 +226,10 @@ _STARTS: Final[dict[str, dict[str, object]]] = {
 """Types whose defaults do not stand by themselves."""
 _FULL4: Final = ["full_attention"] * 4
 _MULTIPLIED: Final[dict[str, object]] = {
-    "embedding_multiplier": 6.0,
+    "embedding_multiplier": 2.0,
     "logits_scaling": 4.0,
-    "residual_multiplier": 0.6,
-    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.8,
+    "attention_multiplier": 0.4,
 }
 _WORDS_MORE: Final[dict[str, dict[str, object]]] = {
     **dict.fromkeys(
@@ -325,12 +325,12 @@ def _rope(kind: str, **more: object) -> dict[str, object]:
 
 _LONG: Final = {
     "max_position_embeddings": 512,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 40,
     "rope_parameters": _rope(
         "longrope",
         short_factor=[1.0 + place / 8 for place in range(8)],
         long_factor=[2.0 + place for place in range(8)],
-        original_max_position_embeddings=64,
+        original_max_position_embeddings=40,
         factor=8.0,
         partial_rotary_factor=1.0,
     ),

@@ -46,10 +46,16 @@ def page(verdicts: Sequence[Verdict]) -> str:
         cells = [_SIGNS.get(found.state, found.state.value) for found in map(verdict.found.get, CHECKS) if found]
         cells += [""] * (len(CHECKS) - len(cells))
         lines.append(f"| {verdict.specimen.name} | " + " | ".join(cells) + f" | {_remarks(verdict)} |")
-    lines += ["\n## Models that are refused\n", "| model type | reason |", "|---|---|"]
+    lines += [
+        "\n## Models that are refused\n",
+        "| model type | reason | what transformers alone shows |",
+        "|---|---|---|",
+    ]
     for verdict in sorted(verdicts, key=lambda verdict: verdict.specimen.name):
         if verdict.state is State.REFUSED:
-            lines.append(f"| {verdict.specimen.name} | {_sentence(verdict.found['baseline'].why)} |")
+            lines.append(
+                f"| {verdict.specimen.name} | {_sentence(verdict.found['baseline'].why)} | {_sentence(verdict.facts)} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -20,12 +20,11 @@ def test_a_model_type_is_right_or_refused_before_it_runs(specimen):
 
 
 @pytest.mark.slow
-def test_keys_that_are_not_turned_are_seen(monkeypatch):
-    from latentmas.memory import LatentMemory
+def test_keys_that_turn_in_the_probe_alone_are_seen(monkeypatch):
     from latentmas.rope import Rope
 
-    assert hasattr(LatentMemory, "join")
-    monkeypatch.setattr(Rope, "rotate", lambda self, keys, offset: keys)
+    right = Rope.rotate
+    monkeypatch.setattr(Rope, "rotate", lambda self, keys, by: right(self, keys, by) if keys.shape[2] == 1 else keys)
     quiet()
     found = judge(Specimen("llama")).found
     assert (found["latent"].state, found["join"].state) == (State.RIGHT, State.WRONG)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoo.facts import facts
 from zoo.reference import NoReferenceError, Reference, Told
 from zoo.specimens import CONTEXT, Specimen, build, causal_types, configuration, default, tokenizer
 
@@ -69,6 +70,7 @@ class Verdict:
         weights: False where only its configuration could be built, or had to.
         sensitivity: Of the logits to stretched positions, and to another first token; None where nothing ran.
         notes: Facts about the model itself that say why something cannot be right.
+        facts: Of a model that is refused: what transformers alone shows; empty where it was not built.
     """
 
     specimen: Specimen
@@ -76,6 +78,7 @@ class Verdict:
     weights: bool = True
     sensitivity: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
+    facts: str = ""
 
     @property
     def state(self) -> State:
@@ -95,13 +98,14 @@ class Verdict:
             "weights": self.weights,
             "sensitivity": self.sensitivity,
             "notes": self.notes,
+            "facts": self.facts,
         }
 
     @classmethod
     def from_record(cls, specimen: Specimen, record: dict[str, Any]) -> Verdict:
         """Return what `record` was made from."""
         found = {check: Found(State(state), why) for check, (state, why) in record["checks"].items()}
-        return cls(specimen, found, record["weights"], record["sensitivity"], record["notes"])
+        return cls(specimen, found, record["weights"], record["sensitivity"], record["notes"], record.get("facts", ""))
 
     @property
     def fine(self) -> bool:
@@ -153,6 +157,8 @@ def judge(specimen: Specimen, *, attention: str = "auto") -> Verdict:
                 verdict.found[check] = Found(State.REFUSED, str(error))
                 if check == "baseline":  # nothing else can be better
                     verdict.found |= {later: Found(State.SKIPPED) for later in CHECKS[1:]}
+                    if verdict.weights:
+                        verdict.facts = _facts(folder, auto)
                     break
                 continue
             except Exception as error:  # noqa: BLE001 - a specimen may break anything
@@ -235,6 +241,13 @@ def _reference(folder: Path, auto: Any, verdict: Verdict) -> Reference:
     if min(verdict.sensitivity) < SENSITIVE:
         verdict.notes.append("insensitive: positions {:.1g}, first token {:.1g}".format(*verdict.sensitivity))
     return reference
+
+
+def _facts(folder: Path, auto: Any) -> str:
+    try:
+        return str(facts(Reference(folder, auto), prompts(5)[0][:20]))
+    except Exception as error:  # noqa: BLE001 - what cannot be loaded is a fact as well
+        return _said(error)
 
 
 def prompts(seed: int) -> list[tuple[int, ...]]:
