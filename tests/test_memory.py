@@ -227,13 +227,13 @@ def read_at(tiny: Any, model: Any, programs: Sequence[Program], offset: Sequence
 @pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
 def test_keys_written_at_0_and_rotated_equal_keys_written_later(tiny: Any, kind: str) -> None:
     model = tiny.model("llama", rope_parameters=ROPES[kind])
-    assert model.rope is not None
+    assert model.ropes is not None
     programs = [
         Program((Read(agent="a", tokens=tokens), Think(agent="a", steps=3), Read(agent="b", tokens=(5, 6))))
         for tokens in ((1, 2, 3, 4), (9, 8))
     ]
     here, later = (read_at(tiny, model, programs, offset) for offset in ((0, 0), (7, 301)))
-    turned = here.rotate(torch.tensor([7, 301]), model.rope)
+    turned = here.rotate(torch.tensor([7, 301]), model.ropes)
     assert torch.equal(turned.positions, later.positions)
     assert torch.equal(turned.next_position, later.next_position)
     real = later.valid[:, None, :, None]
@@ -245,13 +245,13 @@ def test_keys_written_at_0_and_rotated_equal_keys_written_later(tiny: Any, kind:
             "rotation does something"
         )
         torch.testing.assert_close(turned.values(layer), here.values(layer), rtol=0, atol=0)
-    back = turned.rotate(torch.tensor([-7, -301]), model.rope)
+    back = turned.rotate(torch.tensor([-7, -301]), model.ropes)
     torch.testing.assert_close(back.keys(0), here.keys(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_keys_whose_angles_depend_on_length_are_not_rotated(tiny: Any, kind: str) -> None:
-    assert tiny.model("llama", rope_parameters=ROPES[kind]).rope is None
+    assert tiny.model("llama", rope_parameters=ROPES[kind]).ropes is None
 
 
 def test_interleaved_pairs_turn_as_complex_numbers() -> None:
@@ -270,11 +270,11 @@ def test_interleaved_pairs_turn_as_complex_numbers() -> None:
 
 def test_no_slot_moves_before_position_0() -> None:
     memory = memory_of([2, 2, 2])
-    rope = Rope(torch.ones(WIDTH // 2))
+    ropes = [Rope(torch.ones(WIDTH // 2))] * memory.layers
     with pytest.raises(MemoryMismatchError, match="before position 0"):
-        memory.rotate(torch.tensor([0, -1, 0]), rope)
+        memory.rotate(torch.tensor([0, -1, 0]), ropes)
     cut = memory.keep(memory.positions == 1)
-    assert cut.rotate(torch.tensor([-1, -1, -1]), rope).positions.tolist() == [[0]] * 3
+    assert cut.rotate(torch.tensor([-1, -1, -1]), ropes).positions.tolist() == [[0]] * 3
 
 
 # Files

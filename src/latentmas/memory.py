@@ -198,6 +198,18 @@ class LatentMemory:
             full.append(buffer[:, :, : self.slots])
         return full[0], full[1]
 
+    def replace(self, rows: Tensor, anew: LatentMemory) -> None:
+        """Take the keys and values of `anew` for the slots of some rows, in place; what the slots are stays.
+
+        Args:
+            rows: ``[b]`` which rows.
+            anew: b rows with as many slots, in the same columns.
+        """
+        for buffers, others in ((self._keys, anew._keys), (self._values, anew._values)):
+            for buffer, other in zip(buffers, others, strict=True):
+                if buffer is not None and other is not None:
+                    buffer[rows.to(buffer.device), :, : self.slots] = other[:, :, : self.slots]
+
     def forget_newest(self, valid: Tensor) -> None:
         """Take back an `extend` of slots that were read on trial; `valid` is what it was given."""
         new = valid.long().sum(dim=1)
@@ -259,11 +271,12 @@ class LatentMemory:
         """Return a copy that shares nothing with this memory."""
         return self.select_rows(range(self.rows))
 
-    def rotate(self, offset: Tensor, rope: Rope) -> LatentMemory:
+    def rotate(self, offset: Tensor, ropes: Sequence[Rope]) -> LatentMemory:
         """Return the memory as if everything in it had been read `offset` positions later.
 
         Args:
             offset: ``[B]`` positions, may be negative as long as no position becomes so.
+            ropes: How each layer rotates its keys.
         """
         offset = offset.to(self.device)
         used, real = self._positions[..., : self.slots], self.valid[None, :, None]
@@ -273,38 +286,36 @@ class LatentMemory:
         result = self.clone()
         result._positions[..., : self.slots] = moved * real
         result.next_position = self.next_position + offset
-        result._keys = [None if buffer is None else rope.rotate(buffer, offset) for buffer in result._keys]
+        result._move(ropes, [offset] * self.layers)
         return result
 
-    def reposition(self, policy: Positions, rope: Rope | None) -> None:
+    def reposition(self, policy: Positions, ropes: Sequence[Rope] | None) -> None:
         """Decide where the slots are and where the next token goes, in place, after slots were dropped.
 
         Args:
             policy: ``true`` leaves everything; ``rerotate`` moves the slots to 0, 1, 2 ... and turns their keys;
                 ``published`` leaves keys where they are and lets the next token follow the number of slots.
-            rope: Needed to turn keys.
+            ropes: How each layer rotates its keys; needed where slots move.
         """
         if policy is Positions.TRUE:
             return
         if policy is Positions.REROTATE:
-            assert rope is not None
+            assert ropes is not None
             compact = ((self.valid.cumsum(dim=1) - 1) * self.valid)[None, :, None]  # [1, B, 1, S]
             offset = compact - self._positions[..., : self.slots] * self.valid[None, :, None]  # [P, B, Q, S]
-            for layer, buffer in enumerate(self._keys):
-                if buffer is not None:
-                    of_layer = offset[layer if len(offset) > 1 else 0]
-                    buffer[:, :, : self.slots] = rope.rotate(buffer[:, :, : self.slots], of_layer)
+            self._move(ropes, [offset[layer if len(offset) > 1 else 0] for layer in range(self.layers)])
             self._positions[..., : self.slots] = compact
         self.next_position = self.real_slots
 
     @classmethod
-    def join(cls, parts: Sequence[LatentMemory], rope: Rope) -> LatentMemory:
+    def join(cls, parts: Sequence[LatentMemory], ropes: Sequence[Rope]) -> LatentMemory:
         """Return memories that were made independently, laid end to end: the next positions add up.
 
         What several parts hold of the same agent is laid down once, as the first of them has it.
 
         Args:
             parts: At least one, all of the same rows, layers and widths.
+            ropes: How each layer rotates its keys.
 
         Raises:
             MemoryMismatchError: Heads hold different numbers of slots of an agent that is laid down once.
@@ -340,16 +351,26 @@ class LatentMemory:
         result._kinds = torch.cat(kinds, dim=-1)
         for layer in range(layers):
             # A memory that starts at 0 is not turned, so that joining one alone changes no bit.
-            turned = [
-                part.keys(layer) if number == 0 else rope.rotate(part.keys(layer), own)
+            moved_pairs = [
+                (keys, values) if number == 0 else ropes[layer].move(keys, values, own)
                 for number, (part, own) in enumerate(zip(parts, offsets, strict=True))
+                for keys, values in [(part.keys(layer), part.values(layer))]
             ]
-            result._keys[layer] = torch.cat(turned, dim=2)
-            result._values[layer] = torch.cat([part.values(layer) for part in parts], dim=2)
+            result._keys[layer] = torch.cat([keys for keys, _ in moved_pairs], dim=2)
+            result._values[layer] = torch.cat([values for _, values in moved_pairs], dim=2)
         chosen = torch.cat(wanted, dim=-1)
         once = _sizes(chosen)
         result.made = sum((part.made - part.real_slots for part in parts), once)
         return result._gather(*_places(chosen, once), release=True)
+
+    def _move(self, ropes: Sequence[Rope], offsets: Sequence[Tensor]) -> None:
+        """Rotate what is in every layer, in place; see `Rope.rotate` for the shapes of offsets."""
+        for layer, (rope, offset) in enumerate(zip(ropes, offsets, strict=True)):
+            if self._keys[layer] is not None:
+                keys, values = self.keys(layer), self.values(layer)
+                moved_keys, moved_values = rope.move(keys, values, offset)
+                keys.copy_(moved_keys)
+                values.copy_(moved_values)
 
     def agent_numbers_of(self, other: LatentMemory) -> Tensor:
         """Return which numbers here the agents of another memory have, and give them one."""

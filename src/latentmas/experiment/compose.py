@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -108,7 +108,7 @@ class Plan:
             ConfigError: They cannot be loaded.
             CapabilityError: The model cannot be run exactly, or the backend lacks what the method needs.
         """
-        backend = open_backend(self.config, self.codec, thinks=Capability.MEMORY in self.method.needs)
+        backend = open_backend(self.config, self.codec, self.method.needs)
         if missing := self.method.needs - backend.capabilities:
             raise CapabilityError(
                 f"{self.method.name} needs {', '.join(sorted(missing))}, which this backend cannot do"
@@ -301,17 +301,17 @@ def task_names() -> list[str]:
     return sorted({*_task_modules(), *_outside_tasks()})
 
 
-def open_backend(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
+def open_backend(config: RunConfig, codec: Codec, needs: Collection[Capability]) -> Backend:
     """Load the weights and return a backend that is known to run this model exactly.
 
     Args:
-        thinks: The method has thoughts; without them a vLLM engine is a stock one.
+        needs: Of the method. The model is tried with it; without thoughts a vLLM engine is a stock one.
     """
     if config.model_name == SCRIPTED:
         return ScriptedBackend(capacity=config.generate_bs)
     if config.use_vllm:
-        return engines.open_vllm(config, codec, thinks=thinks)
-    return models.open_transformers(config, codec)
+        return engines.open_vllm(config, codec, thinks=Capability.MEMORY in needs)
+    return models.open_transformers(config, codec, needs)
 
 
 def graph_of(config: RunConfig) -> AgentGraph:

@@ -120,7 +120,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     if options.prompt_embeds:
         from latentmas.backends.vllm.hybrid import THOUGHT, HybridEngine
 
-        thinker = open_transformers(_for_second_model(config), codec)
+        thinker = open_transformers(_for_second_model(config), codec, [Capability.MEMORY])
         hybrid = {**shared, "model_fingerprint": thinker.model.fingerprint, "thoughts": "transformers"}
         return VLLMBackend(
             lambda: HybridEngine(thinker, VLLMEngine(options)),

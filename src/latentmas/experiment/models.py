@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +11,7 @@ from latentmas import tiny
 from latentmas.backends.scripted import ByteCodec
 from latentmas.errors import ConfigError
 from latentmas.experiment.config import RunConfig
-from latentmas.protocols import Codec
+from latentmas.protocols import Capability, Codec
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend
@@ -50,8 +50,12 @@ def open_codec(config: RunConfig) -> Codec:
     return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
 
 
-def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
-    """Load the weights and return a backend that is known to run this model exactly."""
+def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capability] = ()) -> HFBackend:
+    """Load the weights and return a backend that is known to run this model exactly.
+
+    Args:
+        needs: What the method will ask for; the model is tried with it.
+    """
     from latentmas.alignment import AlignmentKind, build_alignment
     from latentmas.backends.hf.backend import HFBackend
     from latentmas.backends.hf.chat import ChatCodec
@@ -61,7 +65,7 @@ def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
 
     assert isinstance(codec, ChatCodec)
     model = load_model(load_options(config), codec.tokenizer)
-    model = verified(model)
+    model = verified(model, thinks=Capability.MEMORY in needs, joins=Capability.JOIN in needs)
     dtype = str(model.dtype).removeprefix("torch.")
     space = model.space()
     alignment = build_alignment(

@@ -14,7 +14,6 @@ from latentmas.agents import AgentGraph
 from latentmas.errors import ConfigError, SampleError
 from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
-from latentmas.protocols import Capability
 from latentmas.samples import AnswerKind, Record, Sample
 
 
@@ -92,7 +91,7 @@ class Team:
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
-        self.backend = compose.open_backend(self.config, codec, thinks=Capability.MEMORY in self.method.needs)
+        self.backend = compose.open_backend(self.config, codec, self.method.needs)
 
     def close(self) -> None:
         """End the engine, where there is one. The team answers no questions after that."""

@@ -17,10 +17,10 @@ from latentmas.alignment import Alignment
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
-from latentmas.backends.hf.rollout import Rollout, Row, shape
+from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch
 from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
-from latentmas.program import Program, Write
+from latentmas.program import Handover, Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,8 @@ class HFBackend:
                 f"prompt, thoughts and new tokens need {needed} positions, the model has {context}; "
                 "lower --max_new_tokens or --latent_steps"
             )
+        if (error := self._crosses(program, needed)) is not None:
+            return error
         tokens = {token for read in program.reads for token in read.tokens}
         if unknown := [token for token in tokens if not 0 <= token < self.model.vocabulary]:
             return SampleError(
@@ -166,6 +168,21 @@ class HFBackend:
                 "the tokenizer belongs to another model"
             )
         return None
+
+    def _crosses(self, program: Program, needed: int) -> SampleError | None:
+        """Return why a text may not grow over longrope's switch; None where it may or does not.
+
+        There its memory is computed once more, which nobody can do after slots were dropped.
+        """
+        switch = self.model.switch
+        cuts = any(isinstance(step, Handover) and not step.passes_everything for step in program)
+        if switch is None or not cuts or not positions_ahead(program.steps) <= switch < needed:
+            return None
+        return ContextLimitError(
+            f"the text may go from position {positions_ahead(program.steps)} to {needed}, and {self.model.kind} "
+            f"rotates keys in another way beyond {switch}, for which dropped slots would be needed again; "
+            "lower --max_new_tokens, or hand over everything"
+        )
 
     def _run_batch(self, batch: Sequence[Job]) -> list[Outcome]:
         """Run a batch; when memory runs out, run its halves instead, and stay at that size.

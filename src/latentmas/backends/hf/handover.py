@@ -55,8 +55,8 @@ def check(program: Program, model: LoadedModel) -> None:
     for number, step in enumerate(program):
         match step:
             case Join():
-                if model.rope is None:
-                    raise CapabilityError(f"a Join turns keys, and {_unturnable(model)}; use --topology chain")
+                if model.ropes is None:
+                    raise CapabilityError(f"a Join moves keys, and {model.unmovable}; use --topology chain")
                 for branch in step.branches:
                     check(branch, model)
                 _check_shared(step)
@@ -112,16 +112,8 @@ def _handover(step: Step) -> Handover:
     return step
 
 
-def _kind(model: LoadedModel) -> str:
-    return str(model.causal.config.get_text_config().model_type)
-
-
 def _has_windows(model: LoadedModel) -> bool:
     return any(window is not None for window in model.windows.values())
-
-
-def _unturnable(model: LoadedModel) -> str:
-    return f"rotary positions of {_kind(model)} depend on length or have a layout that is not known"
 
 
 def _check_shared(join: Join) -> None:
@@ -152,15 +144,15 @@ def _check_handover(step: Handover, steps: Sequence[Step], model: LoadedModel) -
         filter_ = open_filter(step.keep)
     except LatentMASError as error:
         raise CapabilityError(f"a hand-over cannot keep {step.keep}: {error}") from error
-    if step.positions is Positions.REROTATE and model.rope is None:
-        raise CapabilityError(f"--positions rerotate turns keys, and {_unturnable(model)}; use --positions true")
+    if step.positions is Positions.REROTATE and model.ropes is None:
+        raise CapabilityError(f"--positions rerotate moves keys, and {model.unmovable}; use --positions true")
     needs = needs_of(filter_)
     if needs & OF_RECEIVER and next_read(steps) is None:
         raise CapabilityError(
             f"filter {step.keep.name!r} looks at the agent that reads next, and nobody reads after this hand-over"
         )
     if _has_windows(model):
-        kind = _kind(model)
+        kind = model.kind
         if getattr(filter_, "grain", Grain.TOKEN) is not Grain.TOKEN:
             raise CapabilityError(
                 f"{kind} has sliding windows, whose masks need one set of slots for all layers; use --grain token"
@@ -179,13 +171,13 @@ def _cut(rollout: Rollout, number: int, step: Handover) -> tuple[list[HandoverAc
     chosen = choose(filter_, step.keep, sight)
     if _has_windows(rollout.model) and (chosen.shape[0] > 1 or chosen.shape[2] > 1):
         raise CapabilityError(
-            f"{_kind(rollout.model)} has sliding windows, and filter {step.keep.name!r} chose for each layer or head; "
+            f"{rollout.model.kind} has sliding windows, and filter {step.keep.name!r} chose for each layer or head; "
             "its scores must have the shape rows x slots"
         )
     trial = sight.receiver_peak is not None
     del sight
     kept = memory.keep(chosen, release=rollout.releases, room=rollout.slots_ahead(number + 1))
-    kept.reposition(step.positions, rollout.model.rope)
+    kept.reposition(step.positions, rollout.model.ropes)
     errors: list[tuple[float | None, float | None]] = [(None, None)] * len(rollout.rows)
     after, bytes_after = kept.shares(), kept.storage_bytes
     stored = [sum(share.bytes for share in row) for row in after]

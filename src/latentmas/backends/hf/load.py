@@ -16,13 +16,12 @@ from torch import Tensor
 
 from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
+from latentmas.backends.hf import architecture, longrope
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.rope import Rope
 
 ATTENTIONS: Final = ("auto", "sdpa", "eager")
 DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
-PLAIN_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})
-"""RoPE types whose frequencies do not depend on length, so that keys can be rotated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,9 @@ class LoadedModel:
         windows: Sliding window of each attention type; one entry ``None`` for models with a single mask.
         context: Positions the model was made for; None where its configuration does not say.
         stop_tokens: Every end-of-text id of the generation configuration, the configuration and the tokenizer.
-        rope: How keys are rotated; None where this model's keys cannot be.
+        ropes: How each layer rotates its keys; None where that is not known, so that they cannot be moved.
+        unmovable: Why `ropes` is None, as a sentence; empty where it is not.
+        switch: The longest length of longrope's short factors; None for other models.
         fingerprint: 64 hexadecimal digits over configuration, dtype and every weight; the device does not change it.
     """
 
@@ -90,9 +91,16 @@ class LoadedModel:
     windows: dict[str | None, int | None]
     context: int | None
     stop_tokens: frozenset[int]
-    rope: Rope | None
     fingerprint: str
     attention: str
+    ropes: tuple[Rope, ...] | None = None
+    unmovable: str = "nobody looked how its layers rotate keys"
+    switch: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its model type, for errors."""
+        return architecture.model_type(self.causal.config)
 
     @property
     def decoder(self) -> Any:
@@ -162,29 +170,14 @@ def load_config(options: LoadOptions) -> Any:
         ConfigError: There is no such model.
         CapabilityError: This architecture cannot be run exactly; says why.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with _loading(options.model_name):
         config = AutoConfig.from_pretrained(
             options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
         )
-    text = config.get_text_config()
-    kind = text.model_type
-    known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in getattr(
-        config, "auto_map", {}
-    )
-    if config.is_encoder_decoder or not known:
-        raise CapabilityError(f"{kind} is no causal language model of transformers; use a decoder-only model")
-    types = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if other := types - {"full_attention", "sliding_attention"}:
-        raise CapabilityError(
-            f"{kind} has layers of type {', '.join(sorted(other))}, which keep no keys and values per position; "
-            "use a model with attention in every layer"
-        )
-    if getattr(text, "rope_parameters", None) is None:
-        raise CapabilityError(f"{kind} has no rotary position embedding; use a model with RoPE")
-    if getattr(text, "attn_logit_softcapping", None) is not None and options.attn_implementation == "sdpa":
-        raise CapabilityError(f"{kind} caps its attention scores, which sdpa cannot; use --attn_implementation eager")
+    architecture.check(config)
+    architecture.check_attention(config, options.attn_implementation)
     return config
 
 
@@ -199,18 +192,14 @@ def check_handovers(options: LoadOptions, *, turns: bool, fine: bool, published:
     Raises:
         CapabilityError: It cannot; says what it can.
     """
-    text = load_config(options).get_text_config()
-    kind = text.model_type
-    parameters = text.rope_parameters
-    rope = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
-    if turns and rope not in PLAIN_ROPES:
+    config = load_config(options)
+    text, kind = config.get_text_config(), architecture.model_type(config)
+    if turns and (rope := architecture.length_dependent(text)) is not None:
         raise CapabilityError(
-            f"{kind} has rotary positions of type {rope!r}, whose keys cannot be turned to other positions; use "
-            "--positions true and --topology chain"
+            f"{kind} has rotary positions of type {rope!r}, whose frequencies depend on length, so that keys cannot be "
+            "moved to other positions; use --positions true and --topology chain"
         )
-    windowed = getattr(text, "sliding_window", None) is not None and "sliding_attention" in (
-        getattr(text, "layer_types", None) or ["sliding_attention"]
-    )
+    windowed = any(width is not None for width in architecture.windows(text).values())
     if windowed and fine:
         raise CapabilityError(
             f"{kind} has sliding windows, whose masks need one set of slots for all layers; use --grain token"
@@ -264,10 +253,7 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
 
     config = load_config(options)
     device, dtype = options.resolved_device(), options.resolved_dtype(config)
-    text = config.get_text_config()
-    attention = options.attn_implementation
-    if attention == "auto":
-        attention = "eager" if getattr(text, "attn_logit_softcapping", None) is not None else "sdpa"
+    attention = architecture.check_attention(config, options.attn_implementation)
     with _loading(options.model_name):
         loader: Any = AutoModelForCausalLM
         causal, loaded = loader.from_pretrained(
@@ -289,26 +275,29 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
             f"the weights of {options.model_name!r} lack {len(missing)} tensors that its configuration asks for, "
             f"the first is {missing[0]}; get the whole model"
         )
-    return describe_model(causal, tokenizer, attention)
+    return describe_model(causal, tokenizer, attention or causal.config._attn_implementation)
 
 
 def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:
     """Return a `LoadedModel` for a transformers model that is already in memory."""
     text = causal.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    types = getattr(text, "layer_types", None) or []
-    windows: dict[str | None, int | None] = {None: None if "full_attention" in types else window}
-    if "sliding_attention" in types:
-        windows = {"full_attention": None, "sliding_attention": window}
+    if causal.get_input_embeddings().weight.dtype == torch.float64 and _has_experts(causal):
+        causal.set_experts_implementation("eager")  # the grouped product of torch has no float64
+    if (switch := architecture.switch(text)) is not None:
+        longrope.choose_by_row(causal.get_decoder().rotary_emb)
     return LoadedModel(
         causal=causal,
-        windows=windows,
-        context=getattr(text, "max_position_embeddings", None),
+        windows=architecture.windows(text),
+        context=architecture.context(text),
         stop_tokens=_stop_tokens(causal.generation_config, text, tokenizer),
-        rope=_rope(causal),
         fingerprint=fingerprint(causal),
         attention=attention,
+        switch=switch,
     )
+
+
+def _has_experts(causal: Any) -> bool:
+    return bool(getattr(causal, "_can_set_experts_implementation", lambda: False)())
 
 
 def fingerprint(causal: Any) -> str:
@@ -329,16 +318,6 @@ def _loading(model_name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ConfigError(_unreachable(model_name, error)) from error
-
-
-def _rope(causal: Any) -> Rope | None:
-    text = causal.config.get_text_config()
-    parameters = text.rope_parameters
-    frequencies = getattr(getattr(causal.get_decoder(), "rotary_emb", None), "inv_freq", None)
-    kinds = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
-    if kinds not in PLAIN_ROPES or not isinstance(frequencies, Tensor):
-        return None
-    return Rope(frequencies.detach().float().clone())
 
 
 def _stop_tokens(generation: Any, text: Any, tokenizer: Any) -> frozenset[int]:

@@ -20,6 +20,7 @@ from latentmas.alignment import Alignment, rescale
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.attention import MemoryCache, additive, visibility
 from latentmas.backends.hf.load import LoadedModel
+from latentmas.backends.hf.longrope import row_lengths
 from latentmas.backends.hf.sampling import choose, normal, stream_key
 from latentmas.backends.hf.watch import Watch, watching
 from latentmas.errors import NumericalError, SampleError
@@ -38,6 +39,7 @@ class Row:
         key: Of its job; what an artifact sink knows the row by.
         error: Set when the row cannot go on; it has left the batch then.
         vectors: Of agents that have taken their turn, where a sink wants them.
+        reach: Positions it will have used when it begins its last text; longrope takes its factors by it.
     """
 
     program: Program | None
@@ -51,6 +53,7 @@ class Row:
     finish_reason: FinishReason | None = None
     error: SampleError | None = None
     vectors: list[AgentVectors] = field(default_factory=list)
+    reach: int = 0
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -108,6 +111,7 @@ class Rollout:
         self.attended: Tensor | None = None
         self.sink = sink
         self.releases = releases
+        self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
         self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
@@ -126,6 +130,9 @@ class Rollout:
     def step(self, number: int, last: bool) -> None:
         """Run step `number` of every row, and account for it."""
         began, rows = time.perf_counter(), list(self.rows)
+        if self.model.switch is not None:
+            for row, position in zip(rows, self.memory.next_position.tolist(), strict=True):
+                row.reach = position + positions_ahead(row.steps[number:])
         self._handed, self._branches = [None] * len(rows), {}
         match rows[0].steps[number]:
             case Read():
@@ -134,8 +141,10 @@ class Rollout:
                 passes = self.think(number, step)
             case Write() as step:
                 passes = self.write(number, step, last)
-            case Handover():
+            case Handover() as step:
                 self._handed, passes = handover.hand_over(self, number)
+                if not step.passes_everything:
+                    self._fed = None  # what is left could not be computed once more without what was dropped
             case Join():
                 passes = self.join(number)
         if self.model.device.type == "cuda":
@@ -266,8 +275,8 @@ class Rollout:
             at = {id(row): index for index, row in enumerate(rollout.rows)}
             parts.append(rollout.memory.select_rows([at[id(own[index][place])] for index in staying]))
         rollouts.clear()
-        assert self.model.rope is not None
-        self.memory = LatentMemory.join(parts, self.model.rope)
+        assert self.model.ropes is not None
+        self.memory = LatentMemory.join(parts, self.model.ropes)
         return 0
 
     def _feed(self, number: int, tokens: Tensor, goes_on: list[bool]) -> None:
@@ -278,16 +287,44 @@ class Rollout:
         after = self._take_turn(number, embeddings, real, SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
+        if (switch := self.model.switch) is not None:
+            positions = self.memory.next_position.tolist()
+            crossing = [
+                index
+                for index, (row, fed) in enumerate(zip(self.rows, goes_on, strict=True))
+                if fed and row.reach <= switch and positions[index] == switch + 1
+            ]
+            if crossing:
+                self._read_anew(crossing)
+
+    def _read_anew(self, crossing: Sequence[int]) -> None:
+        """Compute the memory of rows whose text has outgrown longrope's short factors once more, with the long ones.
+
+        So does `generate` of the models that have them. Thoughts stay the vectors they were.
+        """
+        assert self._fed is not None
+        assert self.hidden is not None
+        chosen = torch.tensor(crossing, dtype=torch.long, device=self.memory.device)
+        embeddings, valid = torch.cat(self._fed, dim=1)[chosen], self.memory.valid[chosen]
+        anew = LatentMemory(len(crossing), self.memory.layers, self.memory.device, self.memory.slots)
+        rows, memory = self.rows, self.memory
+        self.rows, self.memory = [rows[index] for index in crossing], anew
+        try:
+            hidden = self.forward(embeddings, valid, "", SlotKind.PROMPT)
+        finally:
+            self.rows, self.memory = rows, memory
+        memory.replace(chosen, anew)
+        self.hidden = self.hidden.index_copy(0, chosen.to(self.hidden.device), hidden)
 
     def forward(
-        self, embeddings: Tensor, valid: Tensor, agents: Sequence[str], kind: SlotKind, watch: Watch | None = None
+        self, embeddings: Tensor, valid: Tensor, agents: str | Sequence[str], kind: SlotKind, watch: Watch | None = None
     ) -> Tensor:
         """Run the decoder over new slots; return the hidden state of the last one, ``[B, E]``.
 
         Args:
             embeddings: ``[B, T, E]``.
             valid: ``[B, T]`` bool; padding on the left.
-            agents: Of each row.
+            agents: Of each row, or one for all.
             watch: Sees what is attended to.
         """
         model, new = self.model, valid.shape[1]
@@ -296,7 +333,9 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        with watching(model, watch) if watch else nullcontext():
+        reach = torch.tensor([row.reach for row in self.rows], device=self.memory.device)
+        lengths = torch.maximum(self.memory.next_position, reach)
+        with watching(model, watch) if watch else nullcontext(), row_lengths(lengths, model.switch):
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),
@@ -320,6 +359,8 @@ class Rollout:
         watched = handover.wants_sender(self.rows[0].steps[number:])
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
+        if self._fed is not None:
+            self._fed.append(embeddings)
         if watch is not None:
             seen, _ = watch.attention(self.model)  # [L, B, H, S]
             if self.attended is not None:
@@ -349,6 +390,9 @@ class Rollout:
         self.memory = self.memory.select_rows(staying)
         if self.hidden is not None:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
+        if self._fed is not None:
+            kept = torch.tensor(staying, dtype=torch.long, device=self.model.device)
+            self._fed = [embeddings[kept] for embeddings in self._fed]
         if self.attended is not None:
             self.attended = self.attended[:, torch.tensor(staying, dtype=torch.long, device=self.attended.device)]
         self.rows = [self.rows[index] for index in staying]
@@ -394,6 +438,25 @@ def _take(row: Row, token: int, is_finite: bool, stop_tokens: frozenset[int], st
         row.written.append(token)
         if len(row.written) == step.max_new_tokens:
             row.finish_reason = FinishReason.LENGTH
+
+
+def positions_ahead(steps: Sequence[Step]) -> int:
+    """Return the positions a row takes before its last text begins, as far as anybody knows.
+
+    A text in between counts at its longest, so that what is read after it is rotated like what stands before it.
+    """
+    total = 0
+    for number, step in enumerate(steps, start=1):
+        match step:
+            case Read():
+                total += len(step.tokens)
+            case Think():
+                total += step.steps
+            case Write() if number < len(steps):
+                total += step.max_new_tokens
+            case _:
+                pass
+    return total
 
 
 def _makes_memory_anew(step: Step) -> bool:

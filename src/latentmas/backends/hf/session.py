@@ -169,6 +169,13 @@ class Session:
         needed = int(self.memory.next_position.max()) + _positions(step)
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
+        reached, switch = int(self.memory.next_position.max()), self._model.switch
+        if switch is not None and 0 < reached <= switch < needed:
+            raise ContextLimitError(
+                f"this step goes from position {reached} to {needed}, and {self._model.kind} rotates keys in another "
+                f"way beyond {switch}; what is in memory would not fit it. Run all of it as one Program, which knows "
+                "beforehand how long it gets"
+            )
         rollout, row, memory = self._rollout, self._row, self._rollout.memory
         of_row = row.thoughts, row.writes, row.handovers
         before = memory.slots, memory.next_position, memory.made, rollout.hidden

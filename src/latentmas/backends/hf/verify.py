@@ -1,70 +1,100 @@
-"""One small forward pass that decides whether an architecture is run exactly.
+"""Small forward passes that decide, at the start, whether an architecture is run exactly.
 
-No list of architectures can be complete. So the backend runs a probe its own way - two ragged rows, padded, read in
-two parts on top of a memory - and compares the logits with the model's own on the same tokens in one piece.
+No list of architectures can be complete. So the backend runs a probe its own way - ragged rows, padded, read in two
+parts on top of a memory, some of them at late positions - and compares keys, values and logits with the model's own on
+the same tokens in one piece. What begins only beyond a probe's length, sliding windows, is shrunken for it. How large a
+difference means a fault was measured (`TOLERANCE`), and faults were planted to see them caught.
+
+Keys tell more than logits: those of the first layer depend on token and position alone, so that in any dtype a right
+model is nearly bit-identical there and a position that is off by one is not.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from latentmas.alignment import Alignment, NormOnly
+from latentmas.backends.hf import architecture
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
+from latentmas.backends.hf.rotations import find_ropes
 from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
-from latentmas.program import Program, Read, SlotKind
-from latentmas.rope import Rope
+from latentmas.program import Join, Program, Read, SlotKind, Think
 
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Largest difference of two logits, as a share of the largest logit. Wrong masks or positions differ by its size."""
 
-_READS = ((7, 5), (6, 2), (2, 9))
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest differences of a right model, as shares of what is compared.
+
+    Attributes:
+        head: Of logits, of the largest one, where both sides start from the same hidden state.
+        first: Of a key of the first layer, of its length.
+        inner: Of a key or value of any layer, of the usual length there.
+        logits: Of logits after the whole model, of the largest one; the median over the rows.
+    """
+
+    head: float
+    first: float
+    inner: float
+    logits: float
+
+
+TOLERANCE: Final = {
+    torch.float64: Tolerance(1e-5, 1e-5, 1e-4, 1e-4),
+    torch.float32: Tolerance(1e-4, 1e-4, 1e-3, 1e-3),
+    torch.float16: Tolerance(5e-3, 5e-3, 0.05, 0.02),
+    torch.bfloat16: Tolerance(0.03, 0.02, 0.2, 0.06),
+}
+"""Set from what `benchmarks/probe.py` prints for real weights, right and with planted faults."""
+
+WATCHED_TOLERANCE: Final = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Largest difference of an attention output, as a share of its largest value."""
+
+_READS: Final = ((19, 5), (6, 2), (2, 9), (9, 1), (1, 8), (14, 3), (3, 12), (7, 7))
 """Lengths of the two Reads of each row. They differ in both, so that padding falls between real tokens."""
-_PROBED_WINDOW = 256
-"""Sliding windows up to this width are probed with a row that is longer."""
+_LATE: Final = (2, 5, 7)
+"""Rows that begin at late positions, beside others that begin at 0."""
+_LATEST: Final = 1 << 14
+_SHRUNKEN: Final = 6
+"""Width of a sliding window while a probe runs."""
 
 
 @torch.inference_mode()
-def verified(model: LoadedModel) -> LoadedModel:
-    """Return the model with its way of rotating keys settled.
+def verified(model: LoadedModel, *, thinks: bool = False, joins: bool = False) -> LoadedModel:
+    """Return the model with its windows and the rotation of its keys settled.
+
+    Args:
+        thinks: Also run a thought, as latent methods will.
+        joins: Also lay two memories end to end, as independent agents will; refused where keys cannot be moved.
 
     Raises:
-        CapabilityError: The backend and the model disagree about the logits.
+        CapabilityError: The backend and the model disagree about keys, values or logits; says by how much.
     """
-    kind = model.causal.config.get_text_config().model_type
-    beyond = max((window for window in model.windows.values() if window and window <= _PROBED_WINDOW), default=0)
-    reads = [(beyond + 7, 5), *_READS[1:]]
-    rows = [
-        tuple((7 * index + 11 * row + 3) % model.vocabulary for index in range(sum(lengths)))
-        for row, lengths in enumerate(reads)
-    ]
-    programs = [
-        Program((Read(agent="a", tokens=row[:first]), Read(agent="b", tokens=row[first:])))
-        for row, (first, _) in zip(rows, reads, strict=True)
-    ]
-    try:
-        own = _final_logits(model, programs)
-    except Exception as error:  # whatever a strange architecture makes of it
-        raise CapabilityError(
-            f"{kind} does not take masks, positions and a cache the way attention models of transformers do "
-            f"({type(error).__name__}: {error}); use another model"
-        ) from error
-    for row, ours in zip(rows, own, strict=True):
-        ids = torch.tensor([row], device=model.device)
-        theirs = model.causal(input_ids=ids, use_cache=False).logits[0, -1].to(ours.device)
-        scale = theirs.abs().max().clamp_min(1e-6)
-        difference = float((ours - theirs).abs().max() / scale)
-        # Written so that NaN does not pass.
-        if not difference <= TOLERANCE[model.dtype]:
-            raise CapabilityError(
-                f"{kind} cannot be run exactly: logits of a prompt read in two parts differ by {difference:.2g} of the "
-                "largest logit from the same prompt read at once; use another model"
-            )
-    return replace(model, rope=_turning_rope(model, rows[0][0]))
+    fault = ""
+    for windows in _ways(model):
+        candidate = replace(model, windows=windows)
+        found = _fault(candidate)
+        if found is None:
+            model = _with_ropes(candidate)
+            break
+        fault = fault or found  # of the way the configuration describes
+    else:
+        raise CapabilityError(f"{model.kind} cannot be run exactly: {fault}; use another model")
+    if thinks and (found := _fault_of_thoughts(model)) is not None:
+        raise CapabilityError(f"{model.kind} cannot think latent thoughts: {found}; use --method baseline or text_mas")
+    if joins:
+        if model.ropes is None:
+            raise CapabilityError(f"independent agents need keys that can be moved, and {model.unmovable}; use a chain")
+        if (found := _fault_of_joins(model)) is not None:
+            raise CapabilityError(f"memories of {model.kind} cannot be joined: {found}; use --topology chain")
+    return model
 
 
 @torch.inference_mode()
@@ -74,49 +104,217 @@ def check_watch(model: LoadedModel) -> None:
     Raises:
         CapabilityError: They differ, or some layer cannot be watched.
     """
-    tokens = [tuple((5 * index + 3 * row + 1) % model.vocabulary for index in range(6 + row)) for row in range(2)]
-    nothing: Alignment = NormOnly(1.0, torch.float32)
-    rows = [Row(program=Program((Read(agent="a", tokens=own),)), seed=0) for own in tokens]
-    rollout = Rollout(model, nothing, rows)
+    tokens = [_tokens(model, row, 6 + row) for row in range(2)]
+    rollout = _rollout(model, [Program((Read(agent="a", tokens=own),)) for own in tokens])
     rollout.run()
     embeddings, valid = rollout.embed(0)
     watch = Watch(valid, rollout.memory, checks=True)
     rollout.forward(embeddings, valid, ["b", "b"], SlotKind.PROMPT, watch)
     watch.attention(model)
     # Written so that NaN does not pass.
-    if not watch.error <= TOLERANCE[model.dtype]:
-        kind = model.causal.config.get_text_config().model_type
+    if not watch.error <= WATCHED_TOLERANCE[model.dtype]:
         raise CapabilityError(
-            f"the attention of {kind} cannot be watched: its output differs by {watch.error:.2g} of the largest value "
-            "from what its queries, keys and values give; use a filter that does not look at attention"
+            f"the attention of {model.kind} cannot be watched: its output differs by {watch.error:.2g} of the largest "
+            "value from what its queries, keys and values give; use a filter that does not look at attention"
         )
 
 
-def _final_logits(model: LoadedModel, programs: list[Program]) -> Tensor:
-    nothing: Alignment = NormOnly(1.0, torch.float32)
-    rollout = Rollout(model, nothing, [Row(program=program, seed=0) for program in programs])
-    rollout.run()
-    assert rollout.hidden is not None
-    return model.logits(rollout.hidden)
+def _ways(model: LoadedModel) -> Iterator[dict[str | None, int | None]]:
+    """Yield what the configuration says of windows, then that the model ignores it, as Llama does."""
+    yield model.windows
+    if any(width is not None for width in model.windows.values()):
+        yield dict.fromkeys(model.windows)
 
 
-def _turning_rope(model: LoadedModel, token: int) -> Rope | None:
-    """Return the layout under which a rotated key equals a key written later; None where neither does."""
-    if model.rope is None:
-        return None
-    here, later = (_first_key(model, token, position) for position in (0, 9))
-    for rope in (model.rope, replace(model.rope, interleaved=True)):
-        turned = rope.rotate(here, torch.tensor([9]))
-        if torch.allclose(turned.float(), later.float(), rtol=0, atol=0.02 * float(later.abs().max())):
-            return rope
+def _fault(model: LoadedModel) -> str | None:
+    """Return in which way the backend and the model disagree about reading; None where they agree."""
+    tolerance = TOLERANCE[model.dtype]
+    rows = [_tokens(model, number, sum(lengths)) for number, lengths in enumerate(_READS)]
+    starts = [_late(model) if number in _LATE else 0 for number in range(len(rows))]
+    programs = [
+        Program((Read(agent="a", tokens=row[:first]), Read(agent="b", tokens=row[first:])))
+        for row, (first, _) in zip(rows, _READS, strict=True)
+    ]
+    with _shrunken(model) as probed:
+        try:
+            rollout = _rollout(probed, programs, starts)
+            rollout.run()
+            ours = rollout.memory.split_rows()
+            assert rollout.hidden is not None
+            logits = model.logits(rollout.hidden)
+            theirs = [_own(probed, torch.tensor([row]), start) for row, start in zip(rows, starts, strict=True)]
+        except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
+            reason = (str(error).splitlines() or [""])[0]
+            return (
+                "it does not take masks, positions and a cache the way attention models of transformers do "
+                f"({type(error).__name__}: {reason[:200]})"
+            )
+        head = model.logits(torch.cat([own.hidden for own in theirs]))
+    wanted = torch.cat([own.logits for own in theirs]).to(head.device)  # [B, V]
+    scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
+    if not (off := float(((head - wanted).abs() / scale).max())) <= tolerance.head:
+        return f"logits of the same hidden state differ by {off:.2g} of the largest one"
+    for layer in range(model.layers):
+        allowed = tolerance.first if layer == 0 else tolerance.inner
+        for memory, own in zip(ours, theirs, strict=True):
+            keys = _difference(memory.keys(layer), own.keys(layer))
+            values = _difference(memory.values(layer), own.values(layer))
+            if not keys <= allowed or not values <= allowed:
+                what, share = ("keys", keys) if not keys <= allowed else ("values", values)
+                return (
+                    f"{what} of layer {layer} of a prompt read in two parts differ by {share:.2g} of their length from "
+                    "the same prompt read at once"
+                )
+    off = float(((logits.to(wanted) - wanted).abs() / scale).amax(dim=1).median())
+    if not off <= tolerance.logits:
+        return f"logits of a prompt read in two parts differ by {off:.2g} of the largest one from the same read at once"
     return None
 
 
-def _first_key(model: LoadedModel, token: int, position: int) -> Tensor:
-    """Return the first layer's key of a token read alone at a position, ``[1, H, 1, D]``."""
-    nothing: Alignment = NormOnly(1.0, torch.float32)
-    program = Program((Read(agent="a", tokens=(token,)),))
-    rollout = Rollout(model, nothing, [Row(program=program, seed=0)])
-    rollout.memory.next_position += position
-    rollout.run()
-    return rollout.memory.keys(0)
+def _fault_of_thoughts(model: LoadedModel) -> str | None:
+    """Return in which way a thought in memory differs from the same vectors read in one piece; None where not."""
+    tolerance = TOLERANCE[model.dtype]
+    first, second = _tokens(model, 0, 9), _tokens(model, 1, 4)
+    program = Program((Read(agent="a", tokens=first), Think(agent="a", steps=1), Read(agent="b", tokens=second)))
+    embedding = model.causal.get_input_embeddings()
+    norm = float(embedding(torch.tensor([first], device=model.device)).float().norm(dim=-1).mean())
+    with _shrunken(model) as probed:
+        try:
+            rollout = _rollout(probed, [program], norm=norm)
+            rollout.run()
+            alignment = rollout.alignment
+            before, after = (embedding(torch.tensor([part], device=model.device)) for part in (first, second))
+            thought = alignment(_own_vectors(probed, before).hidden)[:, None]
+            theirs = _own_vectors(probed, torch.cat([before, thought.to(before), after], dim=1))
+        except Exception as error:  # noqa: BLE001 - as above
+            reason = (str(error).splitlines() or [""])[0]
+            return f"it takes no vectors in place of tokens ({type(error).__name__}: {reason[:200]})"
+    for layer in range(model.layers):
+        keys = _difference(rollout.memory.keys(layer), theirs.keys(layer))
+        off = max(keys, _difference(rollout.memory.values(layer), theirs.values(layer)))
+        if not off <= 2 * tolerance.inner:  # two roundings: that of the thought, and that of what reads it
+            return f"slots of layer {layer} differ by {off:.2g} of their length from the same vectors read at once"
+    return None
+
+
+def _fault_of_joins(model: LoadedModel) -> str | None:
+    """Return in which way a joined memory differs from branches read where they are laid; None where it does not."""
+    tolerance = TOLERANCE[model.dtype]
+    parts = [_tokens(model, 0, 7), _tokens(model, 1, 11)]
+    branches = tuple(Program((Read(agent=name, tokens=part),)) for name, part in zip("ab", parts, strict=True))
+    with _shrunken(model) as probed:
+        rollout = _rollout(probed, [Program((Join(branches=branches), Read(agent="c", tokens=parts[0][:2])))])
+        rollout.run()
+        theirs = _own(probed, torch.tensor([parts[1]]), start=len(parts[0]))
+    place = slice(len(parts[0]), len(parts[0]) + len(parts[1]))
+    for layer in range(model.layers):
+        keys = _difference(rollout.memory.keys(layer)[:, :, place], theirs.keys(layer))
+        values = _difference(rollout.memory.values(layer)[:, :, place], theirs.values(layer))
+        if not keys <= tolerance.inner or not values <= tolerance.inner:
+            off = max(keys, values)
+            return (
+                f"slots of layer {layer} that were moved differ by {off:.2g} of their length from those written there"
+            )
+    return None
+
+
+def _with_ropes(model: LoadedModel) -> LoadedModel:
+    """Return the model with the rotation of every layer, or with the reason why it is not known."""
+    if (kind := architecture.length_dependent(model.causal.config.get_text_config())) is not None:
+        return replace(model, ropes=None, unmovable=f"rotary positions of {model.kind} ({kind}) depend on length")
+    ropes = find_ropes(model)
+    if isinstance(ropes, str):
+        return replace(model, ropes=None, unmovable=ropes)
+    return replace(model, ropes=ropes, unmovable="")
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What the model itself makes of a text: its cache, its last hidden state ``[1, E]`` and logits ``[1, V]``."""
+
+    cache: Any
+    hidden: Tensor
+    logits: Tensor
+
+    def keys(self, layer: int) -> Tensor:
+        return self.cache.layers[layer].keys  # type: ignore[no-any-return]
+
+    def values(self, layer: int) -> Tensor:
+        return self.cache.layers[layer].values  # type: ignore[no-any-return]
+
+
+def _own(model: LoadedModel, ids: Tensor, start: int = 0) -> _Own:
+    return _forward(model, ids.shape[1], start, input_ids=ids.to(model.device))
+
+
+def _own_vectors(model: LoadedModel, embeddings: Tensor) -> _Own:
+    return _forward(model, embeddings.shape[1], 0, inputs_embeds=embeddings)
+
+
+def _forward(model: LoadedModel, length: int, start: int, **inputs: Tensor) -> _Own:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    positions = torch.arange(start, start + length, device=model.device)[None]
+    caught: list[Tensor] = []
+    handle = model.decoder.register_forward_hook(lambda *seen: caught.append(seen[2].last_hidden_state))
+    try:
+        output = model.causal(position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
+    finally:
+        handle.remove()
+    return _Own(cache, caught[-1][:, -1], output.logits[:, -1])
+
+
+def _rollout(model: LoadedModel, programs: Sequence[Program], starts: Sequence[int] = (), norm: float = 1.0) -> Rollout:
+    alignment: Alignment = NormOnly(norm, torch.float32)
+    rollout = Rollout(model, alignment, [Row(program=program, seed=0) for program in programs])
+    if starts:
+        rollout.memory.next_position += torch.tensor(starts, device=rollout.memory.device)
+    return rollout
+
+
+def _tokens(model: LoadedModel, row: int, length: int) -> tuple[int, ...]:
+    """Return a text of its own for each row: tokens from all over the vocabulary, some of them twice."""
+    step = 2 * (37 + 11 * row) + 1
+    places = range(length)
+    return tuple((1 + step * (place % 7) ** 2 + 101 * place + 13 * row) % model.vocabulary for place in places)
+
+
+def _late(model: LoadedModel) -> int:
+    """Return a late position that leaves room for every row."""
+    longest = max(sum(lengths) for lengths in _READS)
+    return max(0, min(_LATEST, model.context or 1024) - longest)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference of two slots, as a share of the usual length of a slot.
+
+    Args:
+        ours, theirs: ``[1, H, S, D]``.
+    """
+    exact = torch.promote_types(theirs.dtype, torch.float32)
+    theirs = theirs.to(exact)
+    ours = ours.to(theirs)
+    lengths = theirs.norm(dim=-1)  # [1, H, S]
+    usual = lengths.pow(2).mean().sqrt().clamp_min(1e-9)
+    return float((ours - theirs).norm(dim=-1).max() / usual)
+
+
+@contextmanager
+def _shrunken(model: LoadedModel) -> Iterator[LoadedModel]:
+    """Make every sliding window so small that a probe is longer; it is the model's own again afterwards."""
+    text = model.causal.config.get_text_config()
+    owners = [text, *(module for module in model.causal.modules())]
+    before = [
+        (owner, field, value)
+        for owner in owners
+        for field in architecture.WINDOW_FIELDS
+        if isinstance(value := getattr(owner, field, None), int) and not isinstance(value, bool) and value > 0
+    ]
+    for owner, field, _ in before:
+        setattr(owner, field, _SHRUNKEN)
+    try:
+        yield replace(model, windows={name: width and _SHRUNKEN for name, width in model.windows.items()})
+    finally:
+        for owner, field, value in before:
+            setattr(owner, field, value)

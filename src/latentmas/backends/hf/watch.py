@@ -129,10 +129,9 @@ class Watch:
             CapabilityError: The model attends in a way that cannot be watched.
         """
         if sorted(self.layers) != list(range(model.layers)):
-            kind = model.causal.config.get_text_config().model_type
             raise CapabilityError(
-                f"the attention of {kind} cannot be watched: {len(self.layers)} of its {model.layers} layers call the "
-                "attention functions of transformers; use a filter that does not look at attention"
+                f"the attention of {model.kind} cannot be watched: {len(self.layers)} of its {model.layers} layers "
+                "call the attention functions of transformers; use a filter that does not look at attention"
             )
         layers = [self.layers[layer] for layer in range(model.layers)]
         sums, peaks = (torch.stack([part.to(model.device) for part in parts]) for parts in zip(*layers, strict=True))
