@@ -24,8 +24,8 @@ class Facts:
 
     Attributes:
         layers: Of each layer: ``turns``, ``stays``, ``other`` (its key changes with position otherwise),
-            ``moves in its values`` (latent attention keeps the rotated part there), or what is cached instead of keys and
-            values for each position.
+            ``moves in its values`` (latent attention keeps the rotated part there), or what is cached
+            instead of keys and values for each position.
         embeddings: Input embeddings say all that token ids say.
         thoughts: A vector that is no token's embedding can be read.
         parts: A prompt read in two parts, on a cache, is the prompt read at once.

@@ -111,17 +111,39 @@ class Reference:
     def moved(self, first: Turn, turn: Turn, new: int) -> Told:
         """Return what someone does who is handed the thoughts of `first` only, moved to 0, 1, 2 ...
 
-        The first agent starts so far below 0 that its thoughts come to lie there by themselves.
+        The first agent starts so far below 0 that its thoughts come to lie there by themselves. Where nothing is below
+        0 but only distances count, nobody moves, and the last agent goes on from where the thoughts are.
+
+        Raises:
+            NoReferenceError: Places themselves count.
         """
-        told = Told()
-        cache, _, start = self._turn(_empty(), first, -len(first[0]), told)
+        told, length = Told(), len(first[0])
+        if self._is_the_same_at(first[0], -length) and self._is_the_same_at(first[0], -(length // 2)):
+            start = -length
+        elif self._is_the_same_at(first[0], 50):
+            start = 0
+        else:
+            raise NoReferenceError(
+                "positions themselves count here, so moved thoughts have nothing to be compared with"
+            )
+        cache, _, start = self._turn(_empty(), first, start, told)
         kept = _empty()
         for number, layer in enumerate(cache.layers):
             kept.update(layer.keys[:, :, -first[1] :].clone(), layer.values[:, :, -first[1] :].clone(), number)
-        assert start == first[1]
-        if any(made.isnan().any() for made in told.thoughts):
-            raise NoReferenceError("positions below 0 mean nothing to this model")
         return self._goes_on(kept, start, turn, new, told)
+
+    def _is_the_same_at(self, ids: Sequence[int], offset: int) -> bool:
+        """Return whether all tokens may stand that much further on."""
+        plain = self.logits(ids)
+        try:
+            moved = self.logits(ids, torch.arange(len(ids)) + offset)
+        except IndexError:
+            return False
+        except RuntimeError as error:
+            if "out of bounds" in str(error):
+                return False
+            raise
+        return float((moved - plain).abs().max()) <= 1e-3 * float(plain.abs().max())
 
     def sensitivity(self, ids: Sequence[int]) -> tuple[float, float]:
         """Return how far logits move when positions are stretched, and when the first token is another.
