@@ -50,17 +50,18 @@ class Reference:
         self.model = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation=attention).eval()
         if type(self.model)._can_set_experts_implementation():
             self.model.set_experts_implementation("eager")  # the default has no float64
+        self.by_length = "longrope" in str(getattr(self.model.config.get_text_config(), "rope_parameters", None))
         table = self.model.get_input_embeddings()
         self.embed = lambda ids: table(torch.tensor([list(ids)], dtype=torch.long))  # [1, S, E]
         self.norm = float(table(torch.arange(table.weight.shape[0])).norm(dim=-1).mean())
 
     @torch.inference_mode()
-    def baseline(self, prompt: Sequence[int], new: int) -> tuple[int, ...]:
+    def baseline(self, prompt: Sequence[int], new: int, *, cached: bool = True) -> tuple[int, ...]:
         """Return what `generate` writes greedily."""
         ids = torch.tensor([list(prompt)])
         out = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, eos_token_id=END,
-            pad_token_id=PAD,
+            pad_token_id=PAD, use_cache=cached,
         )  # fmt: skip
         written = out[0, len(prompt) :].tolist()
         return tuple(written[: written.index(END)] if END in written else written)
@@ -75,13 +76,18 @@ class Reference:
 
     @torch.inference_mode()
     def program(self, turns: Sequence[Turn], new: int) -> Told:
-        """Return what a chain does that passes on everything, by running everything again at every step."""
+        """Return what a chain does that passes on everything, by running everything again at every step.
+
+        longrope turns a sequence by its length. A chain is one sequence that is as long as all that is read and thought
+        before its text, so while it grows a last token stands that far off, which nobody sees: it comes after them.
+        """
         told, sequence = Told(), self.embed(())[:, :0]
+        reach = sum(len(tokens) + thoughts for tokens, thoughts in turns) if self.by_length else 0
         for tokens, thoughts in turns:
             sequence = torch.cat([sequence, self.embed(tokens)], dim=1)
             made = []
             for _ in range(thoughts):
-                made.append(self._thought(self.whole(sequence)[0]))
+                made.append(self._thought(self.whole(sequence, reach)[0]))
                 sequence = torch.cat([sequence, made[-1][None, None]], dim=1)
             if made:
                 told.thoughts.append(torch.stack(made))
@@ -162,11 +168,20 @@ class Reference:
         ours = self.whole(self.embed(ids))[1]
         return float((ours - plain).abs().max() / plain.abs().max())
 
-    def whole(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last hidden state ``[E]`` and logits ``[V]`` of ``[1, S, E]`` input embeddings."""
-        return self._run(sequence, torch.arange(sequence.shape[1]), None)
+    def whole(self, sequence: Tensor, reach: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the last hidden state ``[E]`` and logits ``[V]`` of ``[1, S, E]`` input embeddings.
 
-    def _run(self, sequence: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        Args:
+            reach: Length of the sequence this is the beginning of.
+        """
+        length = sequence.shape[1]
+        positions = torch.arange(length)
+        if length < reach:
+            sequence = torch.cat([sequence, self.embed([5])], dim=1)
+            positions = torch.cat([positions, torch.tensor([reach - 1])])
+        return self._run(sequence, positions, None, length - 1)
+
+    def _run(self, sequence: Tensor, positions: Tensor, cache: Any, place: int = -1) -> tuple[Tensor, Tensor]:
         past = 0 if cache is None else cache.get_seq_length()
         out = self.model(
             inputs_embeds=sequence,
@@ -176,7 +191,7 @@ class Reference:
             use_cache=cache is not None,
             output_hidden_states=True,
         )
-        return out.hidden_states[-1][0, -1], out.logits[0, -1]
+        return out.hidden_states[-1][0, place], out.logits[0, place]
 
     def _thought(self, hidden: Tensor) -> Tensor:
         return hidden * (self.norm / hidden.norm().clamp_min(1e-6))

@@ -289,7 +289,10 @@ def _compare(check: str, backend: HFBackend, reference: Reference) -> Found:
         if text := _differs(ours, single):
             faults.append(f"row {number} in a batch is not the row alone: {text}")
         if text := _differs(single, theirs):
-            faults.append(f"row {number}: {text}")
+            # Some caches obey a window that the model itself does not have; then `generate` is not of one mind.
+            uncached = check == "baseline" and reference.baseline(sum(rows[number], ()), NEW, cached=False)
+            if single.written != uncached:
+                faults.append(f"row {number}: {text}")
     return Found(State.WRONG, "; ".join(faults)) if faults else Found(State.RIGHT)
 
 
