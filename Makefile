@@ -22,7 +22,7 @@ demo: .venv/installed  ## run the main job on the embedded model, with its contr
 test: .venv/developing  ## run all tests but the exhaustive ones
 	$(BIN)/pytest -m "not exhaustive and not gpu and not network and not vllm"
 
-exhaustive: .venv/developing  ## grade all published code, right and wrong, and programs that run into deadlines
+exhaustive: .venv/developing  ## grade all published code, run every model type, and programs that run into deadlines
 	$(BIN)/pytest -m exhaustive
 
 fast: .venv/developing  ## run the fast tests, as plain pytest does

@@ -10,7 +10,8 @@ Shape letters: S slots, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from zoo.specimens import END, PAD
 
 Turn = tuple[tuple[int, ...], int]
 """What an agent reads, and how many thoughts it has."""
+SHAKE = 1e-6
 
 
 @dataclass(slots=True)
@@ -52,8 +54,25 @@ class Reference:
             self.model.set_experts_implementation("eager")  # the default has no float64
         self.by_length = "longrope" in str(getattr(self.model.config.get_text_config(), "rope_parameters", None))
         table = self.model.get_input_embeddings()
-        self.embed = lambda ids: table(torch.tensor([list(ids)], dtype=torch.long))  # [1, S, E]
+        self._table = table
+        self._shake: torch.Generator | None = None
         self.norm = float(table(torch.arange(table.weight.shape[0])).norm(dim=-1).mean())
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Return input embeddings, ``[1, S, E]``."""
+        plain: Tensor = self._table(torch.tensor([list(ids)], dtype=torch.long))
+        if self._shake is None:
+            return plain
+        return plain * (1 + SHAKE * torch.randn(plain.shape, generator=self._shake, dtype=torch.float64))
+
+    @contextmanager
+    def shaken(self) -> Iterator[None]:
+        """Give input embeddings a relative error as float32 has, to see what a model makes of it."""
+        self._shake = torch.Generator().manual_seed(0)
+        try:
+            yield
+        finally:
+            self._shake = None
 
     @torch.inference_mode()
     def baseline(self, prompt: Sequence[int], new: int, *, cached: bool = True) -> tuple[int, ...]:

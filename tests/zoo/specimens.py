@@ -305,7 +305,7 @@ def _widen(model: Any) -> None:
             gain = 1.6 if any(word in name for word in ("q_proj", "k_proj", "qkv", "query", "key", "c_attn")) else 1.2
             weight.normal_(0, gain / weight.shape[-1] ** 0.5)
         elif "log" not in name and "dt" not in name:
-            weight.mul_(1.6 if any(word in name for word in ("q_norm", "k_norm")) else 1.0)
+            weight.mul_(1.2 if any(word in name for word in ("q_norm", "k_norm")) else 1.0)
             weight.add_(0.15 * torch.randn_like(weight))
     if table is not None:
         size = embedding(torch.arange(4, min(200, table.shape[0]))).float().std()

@@ -6,7 +6,7 @@ import pytest
 
 from zoo.reference import quiet
 from zoo.specimens import Specimen, build, specimens
-from zoo.verdict import State, judge
+from zoo.verdict import State, judge, names_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -17,6 +17,9 @@ def test_a_model_type_is_right_or_refused_before_it_runs(specimen):
     quiet()
     verdict = judge(specimen)
     assert verdict.fine, {check: (found.state, found.why) for check, found in verdict.found.items()}
+    if verdict.state is State.REFUSED:
+        sentence = verdict.found["baseline"].why
+        assert any(name in sentence for name in names_of(specimen)), sentence
 
 
 @pytest.mark.slow
