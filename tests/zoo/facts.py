@@ -15,7 +15,13 @@ from torch import Tensor
 from zoo.reference import Reference, cache_of
 
 NEAR = 1e-3
-_KEYED = frozenset({"turns", "stays", "other", "shared", "moves in its values"})
+_WORDS = {
+    "turns": "keys turn with position",
+    "stays": "keys do not depend on position",
+    "other": "keys depend on position in another way",
+    "shared": "layers without keys of their own",
+    "moves in its values": "values depend on position",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +59,12 @@ class Facts:
 
     @property
     def _keyed(self) -> bool:
-        return set(self.layers or ()) <= _KEYED
+        return set(self.layers or ()) <= set(_WORDS)
 
     def __str__(self) -> str:
         """One line for a table: how what is cached moves, then what is in the way, if anything."""
-        kinds = ", ".join(dict.fromkeys(self.layers or ()))
-        said = [
-            f"with position, what is cached {kinds}" if self.layers is not None and self._keyed else "",
-            self.reason,
-        ]
+        kinds = [_WORDS[kind] for kind in dict.fromkeys(self.layers or ()) if kind in _WORDS]
+        said = [", ".join(kinds) if self._keyed else "", self.reason]
         if self.runs:
             said.append("positions are relative" if self.relative else "positions are absolute")
         return "; ".join(filter(None, said))
@@ -70,7 +73,7 @@ class Facts:
     def reason(self) -> str:
         """The first fact in the way; empty where there is none."""
         if self.layers is not None and not self._keyed:
-            return "layers cache " + ", ".join(sorted(set(self.layers) - _KEYED))
+            return "layers cache " + ", ".join(sorted(set(self.layers) - set(_WORDS)))
         if self.embeddings is False:
             return "input embeddings do not say all that token ids say"
         if self.thoughts is False:
