@@ -5,6 +5,7 @@ Nothing here does anything. An implementation is a final class in a file of its 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -66,8 +67,17 @@ class Codec(Protocol):
         """Return the tokens of plain text, without any special token."""
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of written tokens, without special tokens."""
+    @property
+    def printed_date(self) -> datetime.date | None:
+        """The day that chats show to the model; None where they show none."""
+        ...
+
+    def decode(self, tokens: Sequence[int], *, marks: bool = True) -> str:
+        """Return the text of written tokens, without special tokens.
+
+        Args:
+            marks: Leave those in the text that mark where thinking begins and ends, which grading has to know.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shlex
@@ -83,6 +84,7 @@ class ScriptedPlan:
     fails: bool = False
     prompt_digest: str = "prompts"
     data_digest: str = "data"
+    date: datetime.date | None = None
     grading: Grading = field(default_factory=lambda: Grading(scorer=same))
     withhold: bool = False
     notes: Mapping[str, str | None] = field(default_factory=dict)

@@ -43,6 +43,27 @@ def solved(method, sample, backend):
         [completion] = backend.run([program])
 
 
+class Marked:
+    """A codec whose texts have marks of thinking: every Q."""
+
+    def __init__(self):
+        self._bytes = ByteCodec()
+
+    def __getattr__(self, name):
+        return getattr(self._bytes, name)
+
+    def decode(self, tokens, *, marks=True):
+        text = self._bytes.decode(tokens)
+        return text if marks else text.replace("Q", "")
+
+
+def test_agents_read_each_other_without_marks_of_thinking():
+    method = text_mas.build(recipe(codec=Marked()))
+    programs, answer = solved(method, SAMPLES[0], ScriptedBackend(reply="Qperhaps 4Q four"))
+    assert "perhaps 4 four" in programs[-1].steps[0].text
+    assert answer.text == "Qperhaps 4Q four"
+
+
 def verbs(program):
     return " ".join(type(step).__name__ for step in program)
 

@@ -54,7 +54,11 @@ class ByteCodec:
     def encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    @property
+    def printed_date(self) -> None:
+        return None
+
+    def decode(self, tokens: Sequence[int], *, marks: bool = True) -> str:
         """Return the text; what is no UTF-8, such as half a character, becomes U+FFFD."""
         # 0xFF occurs in no UTF-8 text, so an id that is no byte is replaced as well.
         return bytes(token if token < 256 else 0xFF for token in tokens).decode(errors="replace")

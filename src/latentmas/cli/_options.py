@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 from collections.abc import Iterator, Mapping
 from types import NoneType
@@ -67,12 +68,12 @@ def _optional(name: str, kind: type, option: object) -> inspect.Parameter:
 def _kind(annotation: object) -> type:
     """Return what a word on the command line is read as.
 
-    Choices are read as text, because `RunConfig` checks them and says what there is.
+    Choices and days are read as text, because `RunConfig` checks them and says what there is.
     """
     parts = get_args(annotation)
     if NoneType in parts:
         [annotation] = [part for part in parts if part is not NoneType]
-    if get_origin(annotation) is Literal:
+    if get_origin(annotation) is Literal or annotation is datetime.date:
         return str
     assert isinstance(annotation, type)
     return annotation

@@ -5,6 +5,7 @@ stdout gets the results, and its last line is the published JSON object; everyth
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ class Plan(Protocol):
     def prompt_digest(self) -> str: ...
     @property
     def data_digest(self) -> str: ...
+    @property
+    def date(self) -> datetime.date | None: ...
     @property
     def grading(self) -> Grading: ...
     @property
@@ -123,6 +126,7 @@ def work(plan: Plan, console: Console) -> Summary:
         prompt_digest=plan.prompt_digest,
         data_digest=plan.data_digest,
         sample_ids=tuple(sample.id for sample in plan.samples),
+        date=plan.date,
     )
     with RunFolder.open(config.folder, identity) as folder:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib
 import pkgutil
@@ -22,6 +23,7 @@ from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNam
 from latentmas.experiment import artifacts, engines, handovers, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.grading import Grading, default_workers
+from latentmas.experiment.manifest import stored_date
 from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
@@ -76,6 +78,11 @@ class Plan:
         return {**data, **handovers.notes(self.config), **self.grading.notes}
 
     @property
+    def date(self) -> datetime.date | None:
+        """The day that prompts show; None where they show none."""
+        return self.codec.printed_date
+
+    @property
     def prompt_digest(self) -> str:
         """Digest of everything agents are told: the prompt set, the team, and how text becomes tokens."""
         material = f"{self.prompts.digest} {self.codec.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
@@ -120,8 +127,11 @@ class Plan:
         return Experiment(backend=backend, method=self.method)
 
 
-def check(config: RunConfig) -> Plan:
+def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     """Check a run as far as that is possible without weights, the cheapest things first.
+
+    Args:
+        begun: The day that prompts of a new run show where ``--date`` does not say it; None is today.
 
     Raises:
         LatentMASError: The first thing that is wrong.
@@ -146,7 +156,7 @@ def check(config: RunConfig) -> Plan:
     _check_model_name(config.model_name)
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
-    codec = open_codec(config)
+    codec = open_codec(config, begun=stored_date(config.folder) or begun)
     if config.method != "baseline":
         _check_views(samples, graph)
     for index, sample in enumerate(samples):

@@ -6,6 +6,7 @@ them, and resuming compares them. This is the only module that reads environment
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -51,6 +52,15 @@ def _underscored(value: object) -> object:
 def task_name(value: object) -> object:
     """Return the name of a task with underscores; the path of a task file stays as it is."""
     return value if isinstance(value, str) and value.endswith(CUSTOM_SUFFIXES) else _underscored(value)
+
+
+def _day(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return datetime.date.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError("it should be a day, written YYYY-MM-DD") from error
 
 
 def _json_object(value: str) -> str:
@@ -171,6 +181,11 @@ class RunConfig(BaseModel):
         "without either the template decides.",
     )
     think: Annotated[bool, TEAM] = Field(default=False, description="Start each written reply with <think>.")
+    date: Annotated[datetime.date | None, BeforeValidator(_day), TEAM] = Field(
+        default=None,
+        description="The day, as YYYY-MM-DD, that prompts show where a model's chat template prints the date. Without "
+        "it a new run takes today and keeps it when it is resumed.",
+    )
     include_old_prompts: Annotated[bool, TEAM] = Field(
         default=False, description="latent_mas: each prompt begins with those of everyone the agent hears."
     )

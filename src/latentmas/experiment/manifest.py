@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,12 +30,14 @@ class RunIdentity:
     Attributes:
         prompt_digest, data_digest: Change when any prompt or any sample does.
         sample_ids: Of all samples of the run, also those that are done.
+        date: The day that prompts show; None where they show none.
     """
 
     config: RunConfig
     prompt_digest: str
     data_digest: str
     sample_ids: tuple[str, ...]
+    date: datetime.date | None = None
 
 
 class Session(BaseModel):
@@ -59,7 +61,7 @@ class Session(BaseModel):
     def now(cls, config: RunConfig, environment: Environment) -> Session:
         """Return a session that begins now, in this process."""
         return cls(
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             package_version=latentmas.__version__,
             commit=checkout_commit(),
             options=config.model_dump(mode="json", include=set(EXECUTION_FIELDS)),
@@ -72,6 +74,7 @@ class Manifest(BaseModel):
 
     Attributes:
         created, package_version, commit, environment: Of the session that began the run.
+        date: The day that prompts show, however long the run takes; None where they show none.
         config: All options of that session, defaults included.
         resumed: The sessions that went on with it, oldest first.
     """
@@ -86,6 +89,7 @@ class Manifest(BaseModel):
     samples: int
     prompt_digest: str
     data_digest: str
+    date: datetime.date | None = None
     config: dict[str, JsonValue]
     environment: dict[str, str | int | float | bool | None]
     resumed: tuple[Session, ...] = ()
@@ -102,6 +106,7 @@ class Manifest(BaseModel):
             samples=len(identity.sample_ids),
             prompt_digest=identity.prompt_digest,
             data_digest=identity.data_digest,
+            date=identity.date,
             config=config.model_dump(mode="json"),
             environment=session.environment,
         )
@@ -113,12 +118,14 @@ class Manifest(BaseModel):
     def difference(self, identity: RunIdentity) -> str | None:
         """Return the first thing in which `identity` is not this run; None where it is the same.
 
-        An option this manifest does not know yet counts as its default.
+        An option this manifest does not know yet counts as its default. What counts of ``--date`` is the day shown.
         """
         defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
         for name, value in identity.config.identity().items():
-            if (stored := self.config.get(name, defaults[name])) != value:
+            if name != "date" and (stored := self.config.get(name, defaults[name])) != value:
                 return f"{name} was {stored!r} and is now {value!r}"
+        if self.date is not None and identity.date not in (None, self.date):
+            return f"its prompts say that it is {self.date}, and now they would say {identity.date} (--date)"
         if (stored := self.prompt_digest) != (now := identity.prompt_digest):
             return f"prompt_digest was {stored[:12]} and is now {now[:12]} (prompts have changed)"
         if (stored := self.data_digest) != (now := identity.data_digest):
@@ -146,6 +153,18 @@ def read_manifest(path: Path) -> Manifest | None:
     except ValidationError as invalid:
         reason = why_unreadable(invalid, "manifest", MANIFEST_SCHEMA)
         raise RunFolderError(f"{path} {reason}; choose another --output_dir") from None
+
+
+def stored_date(folder: Path) -> datetime.date | None:
+    """Return the day that the prompts of a run folder show; None for a new run, and where they show none.
+
+    A manifest that cannot be read is refused where the folder is opened.
+    """
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+    except RunFolderError:
+        return None
+    return None if manifest is None else manifest.date
 
 
 def why_unreadable(invalid: ValidationError, kind: str, schema: int) -> str:

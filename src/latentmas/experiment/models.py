@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -37,8 +38,24 @@ def model_defaults(model_name: str) -> Mapping[str, object]:
     return content
 
 
-def open_codec(config: RunConfig) -> Codec:
-    """Return the tokenizer side of a model, and check its configuration; loads no weights."""
+def open_codec(config: RunConfig, *, begun: datetime.date | None = None) -> Codec:
+    """Return the tokenizer side of a model, and check its configuration; loads no weights.
+
+    Args:
+        begun: The day that chats show where neither ``--date`` says it; None is today.
+
+    Raises:
+        ConfigError: The model cannot be used, or ``--date`` is given and chats show no day.
+    """
+    codec = _codec(config, config.date or begun or datetime.date.today())
+    if config.date is not None and codec.printed_date is None:
+        raise ConfigError(
+            f"--date is {config.date}, and no chat of {config.model_name!r} shows a date; leave --date out"
+        )
+    return codec
+
+
+def _codec(config: RunConfig, date: datetime.date) -> Codec:
     if config.model_name == SCRIPTED:
         return ByteCodec()
     from latentmas.backends.hf.chat import ChatCodec
@@ -47,7 +64,7 @@ def open_codec(config: RunConfig) -> Codec:
     options = load_options(config)
     options.resolved_device()
     load_config(options)
-    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
+    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think, date=date)
 
 
 def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capability] = ()) -> HFBackend:

@@ -37,8 +37,10 @@ def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, 
     Raises:
         SampleError: The question holds the placeholder.
     """
+    from latentmas.backends.hf.chat import ChatCodec
     from latentmas.backends.vllm.requests import Passage, unfit
 
+    assert isinstance(codec, ChatCodec)
     options = vllm_options(config, codec, thinks=True, with_text=True)
     assert options.latent is not None
     placeholder = options.latent.placeholder
@@ -61,4 +63,6 @@ def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, 
         "repetition_penalty": 1.0,
         "seed": request.seed,
         "stop_token_ids": sorted(options.stop_tokens),
+        # The server makes the text, and drops the marks of thinking where they are special tokens, or nothing.
+        **({"skip_special_tokens": False} if codec.kept else {}),
     }

@@ -16,7 +16,7 @@ from latentmas.errors import ConfigError
 from latentmas.experiment import compose, runner
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import RunConfig
-from latentmas.experiment.manifest import RunIdentity
+from latentmas.experiment.manifest import RunIdentity, stored_date
 from latentmas.experiment.stats import wilson
 from latentmas.experiment.store import RunFolder
 from latentmas.protocols import Backend
@@ -130,11 +130,13 @@ def sweep(
         LatentMASError: A cell cannot be run; all of them are checked before weights are loaded.
     """
     plans = []
+    # All cells show their models the same day, also those that a later session adds.
+    begun = next(filter(None, (stored_date(folder / cell.folder) for cell in grid)), None)
     for cell in grid:
         config = RunConfig.from_options({**options, **cell.options, "output_dir": folder / cell.folder})
         if config.use_vllm:
             raise ConfigError("hand-overs that filter memory run on the transformers backend; drop --use_vllm")
-        plans.append(compose.check(config))
+        plans.append(compose.check(config, begun=begun))
     tell = show(sum(len(plan.samples) for plan in plans))
     backend: Backend | None = None
     try:
@@ -144,6 +146,7 @@ def sweep(
                 prompt_digest=plan.prompt_digest,
                 data_digest=plan.data_digest,
                 sample_ids=tuple(sample.id for sample in plan.samples),
+                date=plan.date,
             )
             with RunFolder.open(plan.config.folder, identity) as store:
                 for record in store.records():

@@ -40,7 +40,9 @@ class TextMAS:
             heard = self.recipe.graph.heard_by(agent.name)
             context = self._cut("".join(entries[speaker.name] for speaker in heard))
             completion = yield text_program(self.recipe, agent, sample, context)
-            entries[agent.name] = self.recipe.prompts.entry(agent.name, completion.text)
+            # As published: marks that are special tokens would be the frame of a chat in the middle of a message.
+            said = self.recipe.codec.decode(completion.steps[-1].written, marks=False)
+            entries[agent.name] = self.recipe.prompts.entry(agent.name, said)
         assert completion is not None
         return Answer(text=completion.text, finish_reason=completion.finish_reason or FinishReason.LENGTH)
 
@@ -74,7 +76,8 @@ class TextMAS:
         if self.context_tokens >= 0:
             tokens = self.recipe.codec.encode_text(context)
             if len(tokens) > self.context_tokens:
-                context = self.recipe.codec.decode(tokens[len(tokens) - self.context_tokens :])
+                newest = tokens[len(tokens) - self.context_tokens :]
+                context = self.recipe.codec.decode(newest, marks=False)
         return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -220,6 +221,20 @@ def test_the_server_command_and_its_request_agree(capsys):
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
     assert main(["vllm", "--model_name", "tiny", "--question", "What is <|pad|>?"]) == 1
     assert "stands for a thought" in capsys.readouterr().err
+
+
+def test_a_server_is_told_to_leave_marks_of_thinking_in_a_text(model_folder, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    command = ["vllm", "--model_name", str(model), "--question", "why?"]
+    assert main(command) == 0
+    assert "skip_special_tokens" not in json.loads(capsys.readouterr().out)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokenizer.save_pretrained(model)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["skip_special_tokens"] is False
 
 
 def test_a_session_needs_the_transformers_backend():

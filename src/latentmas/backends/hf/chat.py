@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentmas.backends.hf.template import ChatTemplate
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
 from latentmas.samples import THINK_TAG
+from latentmas.thinking import KEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,83 +23,107 @@ class ChatCodec:
         tokenizer: A transformers tokenizer.
         enable_thinking: Given to the template; None leaves the template its own default.
         think: Start every reply with ``<think>``, unless the template already did.
+        date: The day that a template prints which asks for today's; one for all chats.
+
+    Raises:
+        ConfigError: The tokenizer is one without chat templates.
     """
 
     tokenizer: Any
     enable_thinking: bool | None = None
     think: bool = False
-    _system_role: dict[str, bool] = field(default_factory=dict, repr=False)
+    date: datetime.date = field(default_factory=datetime.date.today)
+    _template: ChatTemplate = field(init=False, repr=False, compare=False)
+    _special: dict[int, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        template = ChatTemplate(self.tokenizer, date=self.date, enable_thinking=self.enable_thinking)
+        object.__setattr__(self, "_template", template)
+        # Read once: some tokenizers have thousands.
+        object.__setattr__(self, "_special", _special_tokens(self.tokenizer))
 
     @property
     def digest(self) -> str:
         """64 hexadecimal digits over everything that decides how text becomes tokens and back."""
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        parts = (
+        parts = [
             backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())),
             repr(tokenizer.chat_template),
             repr(sorted(tokenizer.special_tokens_map.items())),
-        )
+        ]
+        parts += [f"keeps {mark}" for mark in self.kept.values()]
+        if (date := self.printed_date) is not None:
+            parts.append(f"prints {date}")
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+    @property
+    def printed_date(self) -> datetime.date | None:
+        """The day that chats show; None where they show none."""
+        return self.date if self.tokenizer.chat_template and self._template.prints_date() else None
+
+    @property
+    def kept(self) -> dict[int, str]:
+        """The special tokens that stay in a text, by their id: they mark where thinking begins and ends."""
+        return {number: text for number, text in self._special.items() if text in KEPT}
 
     def encode_chat(self, messages: Sequence[Message]) -> Encoded:
         """Render a chat that ends where the reply begins.
 
         A system message is put before the first user message where the template has no system role.
+
+        Raises:
+            ConfigError: The template refuses the chat, or leaves out what the user says.
         """
         if not self.tokenizer.chat_template:
-            text = _plain(messages)
-            ids = self.tokenizer(self._opened(text)).input_ids  # with the special tokens the model expects first
-            return Encoded(self._opened(text), tuple(ids))
-        if not self._takes_system():
-            messages = _without_system(messages)
-        text = self._opened(self._render(messages))
+            text = self._opened(_plain(messages))
+            return Encoded(text, self._encode_first(text))
+        text = self._opened(self._template.render(messages))
         return Encoded(text, self.encode_text(text))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], *, marks: bool = True) -> str:
+        kept = self.kept if marks else {}
+        skips = kept.keys().isdisjoint(tokens)
+        left = [token for token in tokens if skips or token in kept or token not in self._special]
+        # Cleaning up is for people: in code it would make ' out of ' ' between two spaces.
+        return str(self.tokenizer.decode(left, skip_special_tokens=skips, clean_up_tokenization_spaces=False))
+
+    def _encode_first(self, text: str) -> tuple[int, ...]:
+        """Return tokens with the special ones that the model expects first, and none after the text.
+
+        A tokenizer made for training may put an end of text there.
+        """
+        whole = tuple(self.tokenizer(text).input_ids)
+        added = self._special_at_end(whole) - self._special_at_end(self.encode_text(text))
+        return whole[: len(whole) - added]
+
+    def _special_at_end(self, tokens: Sequence[int]) -> int:
+        """Return how many special tokens come last."""
+        return next((n for n, token in enumerate(reversed(tokens)) if token not in self._special), len(tokens))
 
     def _opened(self, text: str) -> str:
         if not self.think or text.rstrip().endswith(THINK_TAG):
             return text
         return f"{text}{THINK_TAG}\n"
 
-    def _takes_system(self) -> bool:
-        """Whether the template shows a system message; some raise, some drop it without a word.
 
-        Raises:
-            ConfigError: It does not even show what the user says.
-        """
-        if "known" not in self._system_role:
-            system, user = "8c1f-system-probe", "8c1f-user-probe"
-            if user not in self._render([Message("user", user)]):
-                raise ConfigError("the model's chat template leaves out what the user says; repair its chat_template")
-            try:
-                shown = system in self._render([Message("system", system), Message("user", user)])
-            except ConfigError:
-                shown = False
-            self._system_role["known"] = shown
-        return self._system_role["known"]
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the text of every token that is no part of a text, by its id.
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        options = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
-        except Exception as error:  # a template is a program that came with the model
-            raise ConfigError(f"the model's chat template refuses this chat: {error}") from error
-
-
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """Put system text before the first user message."""
-    system = "\n\n".join(message.content for message in messages if message.role == "system")
-    rest = [message for message in messages if message.role != "system"]
-    if system and rest:
-        rest[0] = Message(rest[0].role, f"{system}\n\n{rest[0].content}")
-    return rest
+    Raises:
+        ConfigError: The tokenizer does not say; it has no chat template either, so its prompts would be wrong.
+    """
+    known = tokenizer.added_tokens_decoder
+    if not isinstance(known, dict):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no chat templates; uninstall mistral-common, or take tekken.json out of "
+            "the model's folder, so that transformers reads tokenizer.json"
+        )
+    added = {number: str(token) for number, token in known.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
 
 def _plain(messages: Sequence[Message]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
 from latentmas.backends.hf import architecture, longrope
+from latentmas.backends.hf.template import turn_end_tokens
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.rope import Rope
 
@@ -80,7 +81,8 @@ class LoadedModel:
         causal: The transformers model, in eval mode.
         windows: Sliding window of each attention type; one entry ``None`` for models with a single mask.
         context: Positions the model was made for; None where its configuration does not say.
-        stop_tokens: Every end-of-text id of the generation configuration, the configuration and the tokenizer.
+        stop_tokens: Every end-of-text id of the generation configuration, the configuration and the tokenizer, and what
+            ends the model's own turns in its chat template.
         ropes: How each layer rotates its keys; None where that is not known, so that they cannot be moved.
         unmovable: Why `ropes` is None, as a sentence; empty where it is not.
         switch: The longest length of longrope's short factors; None for other models.
@@ -281,7 +283,7 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
 def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:
     """Return a `LoadedModel` for a transformers model that is already in memory."""
     text = causal.config.get_text_config()
-    if causal.get_input_embeddings().weight.dtype == torch.float64 and _has_experts(causal):
+    if causal.get_input_embeddings().weight.dtype == torch.float64 and has_experts(causal):
         causal.set_experts_implementation("eager")  # the grouped product of torch has no float64
     if (switch := architecture.switch(text)) is not None:
         longrope.choose_by_row(causal.get_decoder().rotary_emb)
@@ -296,7 +298,8 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
     )
 
 
-def _has_experts(causal: Any) -> bool:
+def has_experts(causal: Any) -> bool:
+    """Return whether a model is a mixture of experts."""
     return bool(getattr(causal, "_can_set_experts_implementation", lambda: False)())
 
 
@@ -322,7 +325,9 @@ def _loading(model_name: str) -> Iterator[None]:
 
 def _stop_tokens(generation: Any, text: Any, tokenizer: Any) -> frozenset[int]:
     of_tokenizer = tokenizer.eos_token_id if tokenizer is not None else None
-    return frozenset(_ids(generation.eos_token_id, text.eos_token_id, of_tokenizer))
+    # A base model trained further on chats may keep its old end of text, which nobody taught it to write.
+    ids = _ids(generation.eos_token_id, text.eos_token_id, of_tokenizer, turn_end_tokens(tokenizer))
+    return frozenset(ids)
 
 
 def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:

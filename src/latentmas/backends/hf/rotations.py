@@ -57,7 +57,7 @@ def _rotation(part: Tensor, positions: list[int], candidates: list[Rope], fittin
 
 @torch.inference_mode()
 def _slots(model: LoadedModel) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
-    """Return keys and values of each layer, ``[N, P, H, D]`` of N vectors, each read alone at P positions, and those."""
+    """Return keys and values of each layer, ``[N, P, H, D]``, of N vectors read alone at P positions, and those."""
     context = model.context or max(_POSITIONS)
     positions = [0, *sorted({min(position, context - 1) for position in _POSITIONS})]
     width = model.causal.get_input_embeddings().weight.shape[1]

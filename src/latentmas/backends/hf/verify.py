@@ -11,7 +11,7 @@ model is nearly bit-identical there and a position that is off by one is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -21,23 +21,24 @@ from torch import Tensor
 
 from latentmas.alignment import Alignment, NormOnly
 from latentmas.backends.hf import architecture
-from latentmas.backends.hf.load import LoadedModel
+from latentmas.backends.hf.load import LoadedModel, has_experts
 from latentmas.backends.hf.rollout import Rollout, Row
 from latentmas.backends.hf.rotations import find_ropes
 from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
+from latentmas.memory import LatentMemory
 from latentmas.program import Join, Program, Read, SlotKind, Think
 
 
 @dataclass(frozen=True, slots=True)
-class Tolerance:
-    """Largest differences of a right model, as shares of what is compared.
+class Differences:
+    """How far the backend and the model are apart, or may be, as shares of what is compared.
 
     Attributes:
         head: Of logits, of the largest one, where both sides start from the same hidden state.
-        first: Of a key of the first layer, of its length.
-        inner: Of a key or value of any layer, of the usual length there.
-        logits: Of logits after the whole model, of the largest one; the median over the rows.
+        first: Of a key or value of the first layer, of the usual length there; the largest.
+        inner: The same in the layer and row where it is largest, as a root mean square over the slots.
+        logits: Of logits after the whole model, of the largest one; the mean over the rows.
     """
 
     head: float
@@ -47,10 +48,10 @@ class Tolerance:
 
 
 TOLERANCE: Final = {
-    torch.float64: Tolerance(1e-5, 1e-5, 1e-4, 1e-4),
-    torch.float32: Tolerance(1e-4, 1e-4, 1e-3, 1e-3),
-    torch.float16: Tolerance(5e-3, 5e-3, 0.05, 0.02),
-    torch.bfloat16: Tolerance(0.03, 0.02, 0.2, 0.06),
+    torch.float64: Differences(1e-5, 1e-5, 1e-4, 1e-4),
+    torch.float32: Differences(1e-4, 1e-4, 1e-3, 1e-3),
+    torch.float16: Differences(5e-3, 5e-3, 0.02, 0.01),
+    torch.bfloat16: Differences(0.03, 0.02, 0.15, 0.05),
 }
 """Set from what `benchmarks/probe.py` prints for real weights, right and with planted faults."""
 
@@ -128,7 +129,41 @@ def _ways(model: LoadedModel) -> Iterator[dict[str | None, int | None]]:
 
 def _fault(model: LoadedModel) -> str | None:
     """Return in which way the backend and the model disagree about reading; None where they agree."""
-    tolerance = TOLERANCE[model.dtype]
+    allowed = TOLERANCE[model.dtype]
+    if model.dtype in (torch.float16, torch.bfloat16) and has_experts(model.causal):
+        # Rounding sends a token to another expert now and then; the first layer and the head still tell faults.
+        allowed = replace(allowed, inner=0.5, logits=0.2)
+    try:
+        found = measure(model)
+    except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
+        return (
+            "it does not take masks, positions and a cache the way attention models of transformers do "
+            f"({_short(error)})"
+        )
+    # Each written so that NaN does not pass.
+    if not found.head <= allowed.head:
+        return f"logits of the same hidden state differ by {found.head:.2g} of the largest one"
+    for layers, off, most in (("the first layer", found.first, allowed.first), ("a layer", found.inner, allowed.inner)):
+        if not off <= most:
+            return (
+                f"keys or values of {layers} differ by {off:.2g} of their length between a prompt read in two parts "
+                "and the same prompt read at once"
+            )
+    if not found.logits <= allowed.logits:
+        return (
+            f"logits differ by {found.logits:.2g} of the largest one between a prompt read in two parts and the same "
+            "prompt read at once"
+        )
+    return None
+
+
+@torch.inference_mode()
+def measure(model: LoadedModel) -> Differences:
+    """Return how far the backend's way of reading the probe's texts is from the model's own.
+
+    Raises:
+        Exception: Whatever an architecture that cannot be run this way makes of it.
+    """
     rows = [_tokens(model, number, sum(lengths)) for number, lengths in enumerate(_READS)]
     starts = [_late(model) if number in _LATE else 0 for number in range(len(rows))]
     programs = [
@@ -136,39 +171,21 @@ def _fault(model: LoadedModel) -> str | None:
         for row, (first, _) in zip(rows, _READS, strict=True)
     ]
     with _shrunken(model) as probed:
-        try:
-            rollout = _rollout(probed, programs, starts)
-            rollout.run()
-            ours = rollout.memory.split_rows()
-            assert rollout.hidden is not None
-            logits = model.logits(rollout.hidden)
-            theirs = [_own(probed, torch.tensor([row]), start) for row, start in zip(rows, starts, strict=True)]
-        except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
-            reason = (str(error).splitlines() or [""])[0]
-            return (
-                "it does not take masks, positions and a cache the way attention models of transformers do "
-                f"({type(error).__name__}: {reason[:200]})"
-            )
-        head = model.logits(torch.cat([own.hidden for own in theirs]))
+        rollout = _rollout(probed, programs, starts)
+        rollout.run()
+        ours = rollout.memory.split_rows()
+        theirs = [_own(probed, torch.tensor([row]), start) for row, start in zip(rows, starts, strict=True)]
+    assert rollout.hidden is not None
+    logits, head = model.logits(rollout.hidden), model.logits(torch.cat([own.hidden for own in theirs]))
     wanted = torch.cat([own.logits for own in theirs]).to(head.device)  # [B, V]
     scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
-    if not (off := float(((head - wanted).abs() / scale).max())) <= tolerance.head:
-        return f"logits of the same hidden state differ by {off:.2g} of the largest one"
-    for layer in range(model.layers):
-        allowed = tolerance.first if layer == 0 else tolerance.inner
-        for memory, own in zip(ours, theirs, strict=True):
-            keys = _difference(memory.keys(layer), own.keys(layer))
-            values = _difference(memory.values(layer), own.values(layer))
-            if not keys <= allowed or not values <= allowed:
-                what, share = ("keys", keys) if not keys <= allowed else ("values", values)
-                return (
-                    f"{what} of layer {layer} of a prompt read in two parts differ by {share:.2g} of their length from "
-                    "the same prompt read at once"
-                )
-    off = float(((logits.to(wanted) - wanted).abs() / scale).amax(dim=1).median())
-    if not off <= tolerance.logits:
-        return f"logits of a prompt read in two parts differ by {off:.2g} of the largest one from the same read at once"
-    return None
+    pairs = list(zip(ours, theirs, strict=True))
+    return Differences(
+        head=float(((head - wanted).abs() / scale).max()),
+        first=_apart(pairs, [0], largest=True),
+        inner=_apart(pairs, range(model.layers)),
+        logits=float(((logits - wanted).abs() / scale).amax(dim=1).float().mean()),
+    )
 
 
 def _fault_of_thoughts(model: LoadedModel) -> str | None:
@@ -187,13 +204,10 @@ def _fault_of_thoughts(model: LoadedModel) -> str | None:
             thought = alignment(_own_vectors(probed, before).hidden)[:, None]
             theirs = _own_vectors(probed, torch.cat([before, thought.to(before), after], dim=1))
         except Exception as error:  # noqa: BLE001 - as above
-            reason = (str(error).splitlines() or [""])[0]
-            return f"it takes no vectors in place of tokens ({type(error).__name__}: {reason[:200]})"
-    for layer in range(model.layers):
-        keys = _difference(rollout.memory.keys(layer), theirs.keys(layer))
-        off = max(keys, _difference(rollout.memory.values(layer), theirs.values(layer)))
-        if not off <= 2 * tolerance.inner:  # two roundings: that of the thought, and that of what reads it
-            return f"slots of layer {layer} differ by {off:.2g} of their length from the same vectors read at once"
+            return f"it takes no vectors in place of tokens ({_short(error)})"
+    off = _apart([(rollout.memory, theirs)], range(model.layers))
+    if not off <= 2 * tolerance.inner:  # two roundings: that of the thought, and that of what reads it
+        return f"keys or values differ by {off:.2g} of their length from those of the same vectors read at once"
     return None
 
 
@@ -206,15 +220,11 @@ def _fault_of_joins(model: LoadedModel) -> str | None:
         rollout = _rollout(probed, [Program((Join(branches=branches), Read(agent="c", tokens=parts[0][:2])))])
         rollout.run()
         theirs = _own(probed, torch.tensor([parts[1]]), start=len(parts[0]))
-    place = slice(len(parts[0]), len(parts[0]) + len(parts[1]))
-    for layer in range(model.layers):
-        keys = _difference(rollout.memory.keys(layer)[:, :, place], theirs.keys(layer))
-        values = _difference(rollout.memory.values(layer)[:, :, place], theirs.values(layer))
-        if not keys <= tolerance.inner or not values <= tolerance.inner:
-            off = max(keys, values)
-            return (
-                f"slots of layer {layer} that were moved differ by {off:.2g} of their length from those written there"
-            )
+        place = torch.arange(rollout.memory.slots, device=rollout.memory.device)
+        moved = rollout.memory.keep((place >= len(parts[0]))[None] & (place < len(parts[0]) + len(parts[1]))[None])
+    off = _apart([(moved, theirs)], range(model.layers))
+    if not off <= tolerance.inner:
+        return f"keys or values that were moved differ by {off:.2g} of their length from those written there"
     return None
 
 
@@ -286,18 +296,26 @@ def _late(model: LoadedModel) -> int:
     return max(0, min(_LATEST, model.context or 1024) - longest)
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference of two slots, as a share of the usual length of a slot.
+def _apart(pairs: Sequence[tuple[LatentMemory, _Own]], layers: Iterable[int], *, largest: bool = False) -> float:
+    """Return how far keys and values are apart where they are most so, as a share of the usual length of a slot.
 
     Args:
-        ours, theirs: ``[1, H, S, D]``.
+        pairs: A memory of one row without padding, and the model's own cache of the same slots.
+        largest: Of a single slot; else the root mean square over the slots of a row and layer.
     """
-    exact = torch.promote_types(theirs.dtype, torch.float32)
-    theirs = theirs.to(exact)
-    ours = ours.to(theirs)
-    lengths = theirs.norm(dim=-1)  # [1, H, S]
-    usual = lengths.pow(2).mean().sqrt().clamp_min(1e-9)
-    return float((ours - theirs).norm(dim=-1).max() / usual)
+    found = []
+    for memory, own in pairs:
+        for layer in layers:
+            for ours, theirs in ((memory.keys, own.keys), (memory.values, own.values)):
+                exact = theirs(layer).to(torch.promote_types(theirs(layer).dtype, torch.float32))  # [1, H, S, D]
+                usual = exact.norm(dim=-1).pow(2).mean().sqrt().clamp_min(1e-9)
+                off = (ours(layer).to(exact) - exact).norm(dim=-1)  # [1, H, S]
+                found.append((off.max() if largest else off.pow(2).mean().sqrt()) / usual)
+    return float(torch.stack(found).max())  # NaN where there is one
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 @contextmanager
