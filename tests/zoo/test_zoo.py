@@ -11,8 +11,14 @@ from zoo.verdict import State, judge, names_of
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def pytest_generate_tests(metafunc):
+    """Ask transformers for its types only where they are going to be run: that alone takes seconds."""
+    if "specimen" in metafunc.fixturenames:
+        wanted = "not exhaustive" not in metafunc.config.option.markexpr
+        metafunc.parametrize("specimen", specimens() if wanted else (), ids=lambda specimen: specimen.name)
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("specimen", specimens(), ids=lambda specimen: specimen.name)
 def test_a_model_type_is_right_or_refused_before_it_runs(specimen):
     quiet()
     verdict = judge(specimen)
