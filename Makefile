@@ -9,7 +9,7 @@ VLLM ?= $(VLLM_TESTED)
 ENGINE := .venv-vllm$(if $(filter $(VLLM_TESTED),$(VLLM)),,-$(VLLM))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark install-vllm test-vllm benchmark-vllm clean
+.PHONY: help install demo test exhaustive fast check fix train-tiny benchmark models-table install-vllm test-vllm benchmark-vllm clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ demo: .venv/installed  ## run the main job on the embedded model, with its contr
 test: .venv/developing  ## run all tests but the exhaustive ones
 	$(BIN)/pytest -m "not exhaustive and not gpu and not network and not vllm"
 
-exhaustive: .venv/developing  ## grade all published code, right and wrong, and programs that run into deadlines
+exhaustive: .venv/developing  ## grade all published code, run every model type, and programs that run into deadlines
 	$(BIN)/pytest -m exhaustive
 
 fast: .venv/developing  ## run the fast tests, as plain pytest does
@@ -44,6 +44,9 @@ train-tiny: .venv/developing  ## train the embedded model anew (about half an ho
 
 benchmark: .venv/developing  ## our rollout beside the published way of doing it
 	$(BIN)/python benchmarks/rollout.py
+
+models-table: .venv/developing  ## run every model type of transformers, and write docs/models.md from it
+	PYTHONPATH=tests $(BIN)/python -m zoo --table docs/models.md
 
 install-vllm: $(ENGINE)/installed  ## make .venv-vllm with vLLM for CPUs and latentmas in it (VLLM=x.y.z: another version)
 
