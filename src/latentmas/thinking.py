@@ -49,6 +49,8 @@ MARKS: Final[tuple[Marks, ...]] = (
     Marks("[unused16]", "[unused17]"),  # openPangu
     Marks("<unused94>thought", "<unused95>"),  # MedGemma
     Marks("<|channel>thought", "<channel|>"),  # Gemma 4
+    Marks("<|think|>", "<|content|>"),  # Solar Open
+    Marks("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
     _CHANNELS,
     *_SPOKEN,
 )
@@ -65,7 +67,9 @@ _CHANNEL_TOKENS: Final = (
 )
 KEPT: Final[frozenset[str]] = frozenset(
     {mark for marks in MARKS for mark in (marks.opens, marks.closes)}
-    | {"<unused94>", "<|channel>", "<|plamo:begin_", "<|plamo:end_", ":plamo|>", *_CHANNEL_TOKENS}
+    | {"<unused94>", "<|channel>", "<|open|>", "<|close|>", "<|sep|>"}
+    | {"<|plamo:begin_", "<|plamo:end_", ":plamo|>"}
+    | set(_CHANNEL_TOKENS)
 )
 """Tokens that decoding leaves in a text, because grading reads them."""
 

@@ -185,7 +185,7 @@ BOXES = [
     # which box
     (r"\boxed{3} then \boxed{18}", "18", STOP, CORRECT),
     (r"\boxed{18} then \boxed{3}", "18", STOP, WRONG),
-    (r"\boxed{18} then \boxed{3", "18", LENGTH, CORRECT),
+    (r"\boxed{18} then \boxed{3", "18", LENGTH, NO_ANSWER),
     (r"so \boxed{18} (write \boxed{})", "18", STOP, CORRECT),
     (r"\boxed{\boxed{18}}", "18", STOP, CORRECT),
     (r"{ { \boxed{18}", "18", STOP, CORRECT),
