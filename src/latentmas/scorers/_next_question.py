@@ -35,7 +35,7 @@ _TURN: Final = re.compile(
 )
 _HEADING: Final = re.compile(
     r"""
-    ^[ \t]{0,3}(?P<marks>(?:[#*_>=-]{1,4}[ \t]?){0,2})
+    ^[ \t]{0,3}+(?P<marks>(?:[#*_>=-]{1,4}+[ \t]?+){0,2}+)
     (?:(?:next|new|another|second|follow-?up)[ ])?
     (?:question|problem|exercise|query|instruction|human|user|q
       |问题|題目|题目|問題|質問|질문|pregunta|pergunta|domanda|frage|вопрос)
@@ -122,8 +122,6 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
     if heading.trivial or is_series:  # "Question 1", "Question 2": the answer counts its own steps
         return False
     match before:
-        case Strength.NONE:
-            return False
         case Strength.WEAK:
             return not own and heading.whole and heading.after_blank and heading.answered
         case Strength.ANNOUNCED if heading.whole:
@@ -132,8 +130,7 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
             return not own and heading.begins and heading.after_blank and heading.answered
         case Strength.BOXED:
             return heading.whole or not own
-        case Strength.FINAL:
-            return True
+    return before is Strength.FINAL
 
 
 def _read(text: str, found: re.Match[str]) -> _Heading:

@@ -85,7 +85,9 @@ def grade(text: str, target: str, finish_reason: FinishReason) -> Score:
     if box is not None and found.later is not None:
         if cut and found.ends_inside:
             return Score(verdict=Verdict.NO_ANSWER, prediction=None)
-        box = found.later if read_box(found.later) is not None else box
+        # Its end was forgotten; what it holds is the answer all the same, where that is a number.
+        later = _first_clause(found.later)
+        box = later if read_box(later) is not None else box
     for found_by, candidate in (("box", box), ("marker", _marked(answer))):
         if candidate is not None:
             return _grade(candidate, gold, found_by)
