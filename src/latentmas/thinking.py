@@ -94,10 +94,12 @@ _SPEAKS_OF_IT_AFTER: Final = re.compile(
 )
 
 _HEADER: Final = re.compile(
-    rf"(?<![{_QUOTES}])<\|channel\|>[ \t]*(?P<channel>[a-z]{{1,20}})(?![a-z])[^<\n]{{0,200}}"
-    r"(?:<\|constrain\|>[^<\n]{0,60})?(?:<\|message\|>|\Z)"
+    rf"(?<![{_QUOTES}])(?:<\|channel\|>[ \t]*|(?:<\|start\|>assistant|\A)[ \t]*to=)(?P<channel>[a-z]{{1,20}})(?![a-z])"
+    r"[^<\n]{0,200}(?:<\|constrain\|>[^<\n]{0,60})?(?:<\|message\|>|\Z)"
 )
-_MESSAGE_ENDS: Final = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+_MESSAGE_ENDS: Final = re.compile(r"<\|(?:end|return|call|start|channel|eom|eot)\|>")
+_ANSWERS: Final = frozenset({"final", "user"})
+"""Channels, and whom a message is for, where models name that instead (MuseGlimmer: ``to=user<|message|>``)."""
 _TURN_ENDS: Final = re.compile(r"<\|return\|>|<\|start\|>(?!assistant)")
 _CUT_BETWEEN: Final = re.compile(r"<\|end\|>\s*<\|start\|>(?:assistant)?\s*\Z")
 # The same without the special tokens, as they are dropped by some servers: only the names of role and channel are left.
@@ -160,7 +162,11 @@ def _begins(text: str, mark: re.Match[str], at: int, fence: int | None) -> bool:
     if mark[0] == _THINK.opens:
         return True
     before = text[max(at, mark.start() - 60) : mark.start()].rpartition("\n")[2]
-    return fence is None and not _is_quoted(text, mark) and _MAY_OPEN_AFTER.search(before) is not None
+    if fence is not None or _is_quoted(text, mark):
+        return False
+    # Set apart by white space within a sentence, it is one of its words.
+    is_glued = before[-1:].isalnum() and not text[mark.end() : mark.end() + 1].isspace()
+    return is_glued or _MAY_OPEN_AFTER.search(before) is not None
 
 
 def _ends(text: str, mark: re.Match[str], opened: list[str], spoken_of: int | None, fence: int | None) -> bool:
@@ -204,4 +210,4 @@ def _last_message(text: str, headers: list[re.Match[str]], ends: re.Pattern[str]
             break
         end = ends.search(text, header.end())
         answer = (header["channel"], header.end(), len(text) if end is None else end.start())
-    return text[answer[1] : answer[2]] if answer is not None and answer[0] == "final" else None
+    return text[answer[1] : answer[2]] if answer is not None and answer[0] in _ANSWERS else None

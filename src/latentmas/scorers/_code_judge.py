@@ -39,6 +39,11 @@ class Judge:
         self._lines = Lines()
         self._right = 0
 
+    @property
+    def returned(self) -> bool:
+        """Whether a call has returned what it should."""
+        return self._right > 0
+
     def feed(self, output: bytes) -> bool:
         """Take a piece of output; return whether more is of interest."""
         for line in self._lines.feed(output):
