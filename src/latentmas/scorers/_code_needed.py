@@ -1,8 +1,8 @@
 """What of a program its entry point depends on: the rest may fail without deciding anything.
 
 Models write a check of their own below the function, with a wrong expectation, or ask for input there. Other graders
-drop such statements before they run a program. Here a program runs as it is; only one that fails before its first call
-has returned runs once more without them. Nothing is run here, and no text makes it raise.
+drop such statements before they run a program. Here a program runs as it is; only one that fails by an exception
+before its first call has returned runs once more without them. Nothing is run here, and no text makes it raise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
+
+from latentmas.scorers._code_extract import LONGEST
 
 _MOST_ROUNDS: Final = 20
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -26,6 +28,8 @@ def needed_part(code: str, entry_point: str) -> str | None:
     Imports and definitions stay, and so does every statement that sets or changes a name which the entry point uses,
     itself or by way of another: constants, tables and the calls that fill them.
     """
+    if len(code) > LONGEST:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -64,7 +68,8 @@ class _Part:
             self.sets = {self.defines}
         is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         is_import = any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(statement))
-        self.may_go = self.defines is None and not is_text and not is_import
+        is_kept = is_text or is_import or isinstance(statement, ast.Return)  # which makes it no program at all
+        self.may_go = self.defines is None and not is_kept
         self.checks = _only_checks(statement)
         if self.uses & _ANYTHING and not self.checks:
             self.may_go = False

@@ -26,7 +26,6 @@ from latentmas.scorers._hub_tests import digest, entry_point_of, parse_test, pro
 TRIES: Final = 3
 """How often a confined process is started that cannot be set up."""
 LONGEST_DETAIL: Final = 300
-_FAILED: Final = frozenset({Verdict.CRASHED, Verdict.TIMEOUT})
 _FORGEABLE: Final = "hub test, forgeable"
 _LEAST_OUTPUT_LIMIT: Final = 64 * 1024 * 1024
 
@@ -70,14 +69,13 @@ class CodeScorer:
         if found is None:
             return Score(verdict=Verdict.NO_ANSWER, prediction=None)
         prepared = prepare(test, level=self.level, cache_folder=self.cache_folder)
-        verdict, detail, returned = self._run(prepared, found.code)
+        run = self._run(prepared, found.code)
         # What the function does not need, such as a wrong assertion of the model's own below it, decides nothing.
-        if not returned and verdict in _FAILED and (needed := needed_part(found.code, test.entry_point)) is not None:
+        if run.failed_early and (needed := needed_part(found.code, test.entry_point)) is not None:
             again = self._run(prepared, needed)
-            if again.returned or again.verdict not in _FAILED:
-                without = f"without statements of its own that failed: {detail}"
-                verdict, detail = again.verdict, f"{again.detail}, {without}" if again.detail else without
-        return _score(found, verdict, detail)
+            if again.verdict is Verdict.CORRECT:
+                return _score(found, again.verdict, f"but for statements of its own that failed: {run.detail}")
+        return _score(found, run.verdict, run.detail)
 
     def _run(self, prepared: Prepared, code: str) -> _Run:
         """Run a program and compare what its calls return."""
@@ -98,7 +96,7 @@ class CodeScorer:
                 if attempt == TRIES - 1:
                     raise
                 time.sleep(1 + attempt)
-        return _Run(*judge.conclude(outcome), judge.returned)
+        return _Run(*judge.conclude(outcome), judge.failed_early)
 
     def _as_published(self, answer: Answer, sample: Sample) -> Score:
         entry_point = entry_point_of(sample.target, sample.entry_point)
@@ -123,11 +121,11 @@ class CodeScorer:
 
 
 class _Run(NamedTuple):
-    """How a program did, and whether a call of it returned what it should."""
+    """How a program did, and whether it failed before any call of it had returned."""
 
     verdict: Verdict
     detail: str | None
-    returned: bool
+    failed_early: bool
 
 
 def _score(found: Extracted, verdict: Verdict, detail: str | None) -> Score:
