@@ -35,6 +35,10 @@ GOES_ON = [
     # after a result that nothing announces
     (f"He makes 9*2 = 18.\n\nQuestion: {TOM}\nAnswer: 7", LENGTH),
     (f"So she makes 18.\n\nQuestion:\n{TOM}\n\nAnswer:\n7", STOP),
+    (
+        "So she makes 18.\n\nQuestion: If 6 potatoes make 36 hash browns, how many do 96 make?\nAnswer: 7",
+        STOP,
+    ),
     # turns of a chat, with their tokens and without
     (f"The answer is 18.\nuser\n{TOM}\nassistant\nThe answer is 7.", LENGTH),
     (f"The answer is 18.user\n\n{TOM}assistant\n\nThe answer is 7.", LENGTH),
@@ -63,6 +67,7 @@ STAYS = [
     "Eggs left: 16-7 = 9.\n\nQuestion: what are they worth?\nAnswer: 18",
     "Question 1: How many eggs are left?\nAnswer: 9\n\nQuestion 2: How much is it? She asks 2 for each.\nAnswer: 18",
     "Question 1: How many?\n\\boxed{9}\n\nQuestion 2: How much is that? It is 9*2.\n\\boxed{18}",
+    "Left: 16-7 = 9.\n\nQuestion: How much does Janet make every day when she sells 9 eggs at 2 each?\nAnswer: 18",
     "Answer: 18\n\nQuestion: Is that plausible? Yes, because 9*2 = 18.",
     "The answer is 20.\n\nWait. Question: is that right? No. The answer is 18.",
     "**Question:** How much?\n**Given:** 9 eggs at 2.\n\n**Solution:** 9*2 = 18\n\n**Question answered:** \\boxed{18}",

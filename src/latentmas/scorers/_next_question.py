@@ -50,7 +50,9 @@ _ANSWER_LABEL: Final = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _DIGIT: Final = re.compile("[0-9]")
-_OPTION: Final = re.compile(r"(?:^|\s)(?:\([A-Ea-e1-5]\)|[A-E][.):])\s")
+_NUMBER: Final = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
+_OPTION: Final = re.compile(r"(?:^|\s)(?:\([A-Ea-e1-5]\)|[A-E][.):])\s|(?<=\n)[1-5][.)]\s")
+_LONG: Final = 60
 _SENTENCE: Final = re.compile(r"[.!?。？！؟।](?=\s|$|[\"”'*_])")
 _BLANK_BEFORE: Final = re.compile(r"(?:\n[ \t]*\n|[-=*]{3,}[ \t]*\n)[ \t]*$")
 
@@ -71,7 +73,7 @@ class _Heading:
 
     Attributes:
         trivial: Too short to be a question of its own.
-        whole: It has a story before what it asks, or options below it.
+        whole: It has a story before what it asks, or in it, or options below it.
         begins: It begins as a sentence does.
         answered: An answer follows, or nothing at all.
     """
@@ -139,10 +141,16 @@ def _read(text: str, found: re.Match[str]) -> _Heading:
     question = (body if label is None else body[: label.start()]).strip(" \t\n*_")
     paragraph = question.partition("\n\n")[0]
     asked = paragraph[: paragraph.rfind("?") + 1] or paragraph
+    numbers = _NUMBER.findall(paragraph)
+    before = _NUMBER.findall(text, max(0, found.start() - 200), found.start())
+    goes_on_from = bool(before) and before[-1] in numbers
+    has_story = len(_SENTENCE.findall(asked)) > 1 or (
+        len(asked) >= _LONG and len(numbers) > 1 and "?" in asked and not goes_on_from
+    )
     return _Heading(
         number=int(found["number"]) if found["number"] else None,
         trivial=len(paragraph) < 25 and not ("?" in paragraph and _DIGIT.search(paragraph)),
-        whole=len(_SENTENCE.findall(asked)) > 1 or len(_OPTION.findall(question)) > 1,
+        whole=has_story or ("?" in paragraph and len(_OPTION.findall(question)) > 1),
         begins=question[:1].isupper() or not question[:1].isalpha() or not question[:1].isascii(),
         answered=label is not None or found.end() + len(body.rstrip()) >= len(text.rstrip()),
         after_blank=_BLANK_BEFORE.search(text[max(0, found.start() - 80) : found.start()]) is not None,
