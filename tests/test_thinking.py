@@ -26,6 +26,7 @@ SPLIT = [
     ("analysisWe think 24.assistantfinalIt is 18.", "It is 18."),
     ("analysisok 24 assistantcommentaryThe plan.assistantfinal18", "18"),
     ("We think 24.assistantfinal18", "18"),
+    ("analysis\nWe think 24.\nassistantfinal\n18", "\n18"),
     ("finalIt is 18.", "It is 18."),
     ("to=self<|message|>24<|eom|><|start|>assistant to=user<|message|>18<|eot|>", "18"),
     # a thought the prompt had opened
@@ -61,6 +62,7 @@ CUT = [
     "<|channel|>analysis<|message|>24<|end|><|start|>assistant<|channel|>commentary<|message|>18",
     "maybe 18<|end|><|start|>assistant",
     "analysisWe think maybe \\boxed{18}",
+    "analysis\nWe think maybe \\boxed{18}",
     "analysisWe think 24.assistantcommentaryThe plan is 18",
 ]
 WHOLE = [

@@ -32,6 +32,7 @@ MARKS: Final[tuple[Marks, ...]] = (
     Marks("<thinking>", "</thinking>"),
     Marks("<thought>", "</thought>"),  # EXAONE Deep
     Marks("<reasoning>", "</reasoning>"),
+    Marks("<reason>", "</reason>"),
     Marks("[THINK]", "[/THINK]"),  # Magistral, Ministral
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere Command
     Marks("◁think▷", "◁/think▷"),  # Kimi
@@ -43,6 +44,7 @@ MARKS: Final[tuple[Marks, ...]] = (
     Marks("<ifm|think_fast>", "</ifm|think_fast>"),
     Marks("<ifm|think_faster>", "</ifm|think_faster>"),
     Marks("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts
+    Marks("<|begin_of_thinking|>", "<|end_of_thinking|>"),
     Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     Marks("<|think:start|>", "<|think:end|>"),  # Solar Open 2
     Marks("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),  # PLaMo 3
@@ -105,7 +107,7 @@ _CUT_BETWEEN: Final = re.compile(r"<\|end\|>\s*<\|start\|>(?:assistant)?\s*\Z")
 # The same without the special tokens, as they are dropped by some servers: only the names of role and channel are left.
 _NAMED: Final = re.compile(rf"(?<![{_QUOTES}])assistant(?P<channel>final|analysis|commentary)(?![a-z])")
 _FIRST_NAMED: Final = re.compile(
-    r"\s*(?P<channel>(?:analysis|commentary)(?=[^\W_]|[\"“\\$*])|final(?=[^\W_a-z]|[\"“\\$*]))"
+    r"\s*(?P<channel>(?:analysis|commentary)(?=[^\W_]|[\"“\\$*]|[ \t]*\n)|final(?=[^\W_a-z]|[\"“\\$*]|[ \t]*\n))"
 )
 
 

@@ -34,6 +34,7 @@ DECIDES = [
     "import a_module_that_is_not_there\n" + F,
     F + "import sys\nsys.exit(0)\n",
     F + "raise SystemExit\n",
+    F + "raise RuntimeError\n",
     F + "return 1\n",
     F + "exec('assert 0')\n",
     F + "f = None\n",

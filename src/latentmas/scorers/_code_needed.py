@@ -68,7 +68,8 @@ class _Part:
             self.sets = {self.defines}
         is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         is_import = any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(statement))
-        is_kept = is_text or is_import or isinstance(statement, ast.Return)  # which makes it no program at all
+        # A program that means to end does so, and one with a return outside of a function is none.
+        is_kept = is_text or is_import or isinstance(statement, ast.Raise | ast.Return)
         self.may_go = self.defines is None and not is_kept
         self.checks = _only_checks(statement)
         if self.uses & _ANYTHING and not self.checks:

@@ -52,7 +52,7 @@ _ANSWER_LABEL: Final = re.compile(
 _DIGIT: Final = re.compile("[0-9]")
 _NUMBER: Final = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _OPTION: Final = re.compile(r"(?:^|\s)(?:\([A-Ea-e1-5]\)|[A-E][.):])\s|(?<=\n)[1-5][.)]\s")
-_LONG: Final = 60
+_LONG: Final = 50
 _SENTENCE: Final = re.compile(r"[.!?。？！؟।](?=\s|$|[\"”'*_])")
 _BLANK_BEFORE: Final = re.compile(r"(?:\n[ \t]*\n|[-=*]{3,}[ \t]*\n)[ \t]*$")
 
