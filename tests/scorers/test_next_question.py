@@ -68,6 +68,8 @@ STAYS = [
     "Question 1: How many eggs are left?\nAnswer: 9\n\nQuestion 2: How much is it? She asks 2 for each.\nAnswer: 18",
     "Question 1: How many?\n\\boxed{9}\n\nQuestion 2: How much is that? It is 9*2.\n\\boxed{18}",
     "Left: 16-7 = 9.\n\nQuestion: How much does Janet make every day when she sells 9 eggs at 2 each?\nAnswer: 18",
+    "\\boxed{9} eggs.\n\nQuestion: what are they worth?\n\n\\boxed{18}",
+    "Question 1: How many eggs are left?\n#### 9\n\nQuestion 2: How much are they worth in all?\n#### 18",
     "Answer: 18\n\nQuestion: Is that plausible? Yes, because 9*2 = 18.",
     "The answer is 20.\n\nWait. Question: is that right? No. The answer is 18.",
     "**Question:** How much?\n**Given:** 9 eggs at 2.\n\n**Solution:** 9*2 = 18\n\n**Question answered:** \\boxed{18}",
