@@ -31,6 +31,8 @@ SPLIT = [
     ("to=self<|message|>24<|eom|><|start|>assistant to=user<|message|>18<|eot|>", "18"),
     # a thought the prompt had opened
     ("maybe 24[/THINK]18", "18"),
+    ("```\nf = 1\n```[/THINK]```\nf = 2\n```", "```\nf = 2\n```"),
+    ("analysis```\nf = 1\n```assistantfinal```\nf = 2\n```", "```\nf = 2\n```"),
     ("maybe 24</think>18", "18"),
     ("thought\nmaybe 24<unused95>18", "18"),
     ("maybe 24\n[BEGIN FINAL RESPONSE]\n18", "\n18"),

@@ -21,6 +21,7 @@ GOES_ON = [
     (f"#### 18\nQuestion: {TOM}\n#### 7", STOP),
     (f"9 x 2 = 18\n#### 18\n\n\nQ2. {TOM}\nA2. 7\n#### 7", STOP),
     (f"Question: Janet has 16 eggs. How much?\nAnswer: #### 18\n\nQuestion: {TOM}\nAnswer: #### 7", STOP),
+    ("#### 18\n\nTom has 3 pens and buys 4 more. How many pens does he have?\n3 + 4 = 7\n#### 7", STOP),
     # after a box
     (f"\\boxed{{18}}\n\nProblem 2: {TOM}\n\nSolution: \\boxed{{7}}", STOP),
     (f"\\boxed{{18}}\n\n**Question:** {TOM}\n\n**Answer:** \\boxed{{7}}", STOP),
@@ -32,6 +33,7 @@ GOES_ON = [
     (f"The answer is 18.\n\nQ: {TOM}\nA: The answer is 7.", STOP),
     (f"The answer is 18\n\n---\n\nProblem: {TOM}\n\nThe answer is 7", STOP),
     ("The answer is 18.\n\n问题：小明有3支笔，又买了4支。一共有几支？\n答案：7", STOP),
+    (f"The answer is 18.\n\nInput: {TOM}\nOutput: The answer is 7.", LENGTH),
     # after a result that nothing announces
     (f"He makes 9*2 = 18.\n\nQuestion: {TOM}\nAnswer: 7", LENGTH),
     (f"So she makes 18.\n\nQuestion:\n{TOM}\n\nAnswer:\n7", STOP),
@@ -73,6 +75,8 @@ STAYS = [
     "Answer: 18\n\nQuestion: Is that plausible? Yes, because 9*2 = 18.",
     "The answer is 20.\n\nWait. Question: is that right? No. The answer is 18.",
     "**Question:** How much?\n**Given:** 9 eggs at 2.\n\n**Solution:** 9*2 = 18\n\n**Question answered:** \\boxed{18}",
+    "#### 9\n\nWait, Janet sells these for 2 dollars each. How much does she make every day then?\n9*2 = 18\n#### 18",
+    "#### 9\n\nIs it really only 9 dollars, although each of the eggs costs 2 dollars?\nNo.\n#### 18",
     # what is no heading and no turn
     "The user has 9 eggs.\nA user\nmay sell them: the answer is 18.",
     "Let me think.<|im_end|>\n<|im_start|>assistant\nThe answer is 18.",

@@ -199,6 +199,8 @@ CUT_BOXES = [
     (r"The first part gives \boxed{12}. The total is \boxed{", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12}, so \boxed{\frac{1}{", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12}. The answer is \boxed{1", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}. The total is \boxed", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}. The total is \box", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12} <|im_end|>", "12", LENGTH, CORRECT),
     (r"\boxed{12} and \boxed{}", "12", LENGTH, CORRECT),
     # The brace was forgotten, not cut off: the text goes on, or came to its end.

@@ -37,15 +37,20 @@ _HEADING: Final = re.compile(
     r"""
     ^[ \t]{0,3}+(?P<marks>(?:[#*_>=-]{1,4}+[ \t]?+){0,2}+)
     (?:(?:next|new|another|second|follow-?up)[ ])?
-    (?:question|problem|exercise|query|instruction|human|user|q
+    (?:question|problem|exercise|query|instruction|input|prompt|task|human|user|q
       |问题|題目|题目|問題|質問|질문|pregunta|pergunta|domanda|frage|вопрос)
     [ ]?(?:[#]|no\.?[ ]?)?(?P<number>[0-9]{1,4})?[*_ \t]{0,4}
     (?P<colon>[:：]|(?<=[0-9qQ])[.)](?=[*_]{0,3}\s)|(?=\n))
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
+_UNLABELLED: Final = re.compile(
+    r"\n[ \t]*\n(?=(?!(?:Wait|Let|Hmm|But|So|Actually|However|No|Is|Are|Do|Does|Did|Now|Then|I|We|Why|Check)\b)"
+    r"[A-Z][^\n]{40,1000}\?[ \t]*\n)"
+)
+"""A question in a paragraph of its own, which counts only behind the end of an answer."""
 _ANSWER_LABEL: Final = re.compile(
-    r"^[ \t#*_>]{0,6}(?:(?:correct|final|the)[ ])?(?:answer|a|ans|solution|response|reasoning|答案|答|解|解答"
+    r"^[ \t#*_>]{0,6}(?:(?:correct|final|the)[ ])?(?:answer|a|ans|solution|response|reasoning|output|答案|答|解|解答"
     r"|respuesta|resposta|risposta|antwort|ответ|답)[ ]?[0-9]{0,4}[*_ \t]{0,4}[:：]|^[ \t]*let's think",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -93,25 +98,29 @@ def own_part(text: str, strength: Callable[[str], Strength], *, headings: bool =
         strength: How surely the beginning of a text holds an answer.
         headings: Without them only the turns of a chat count.
     """
-    turns = ((found.start(), True, found) for found in _TURN.finditer(text))
-    lines = ((found.start(), False, found) for found in _HEADING.finditer(text) if headings and _is_heading(found))
+    kinds = [_TURN, _HEADING, _UNLABELLED] if headings else [_TURN]
+    places = merge(*(((one.start(), one) for one in kind.finditer(text)) for kind in kinds), key=itemgetter(0))
     own: list[_Heading] = []
-    for at, is_turn, found in islice(merge(turns, lines, key=itemgetter(0)), _MOST):
+    for at, found in islice(((at, one) for at, one in places if _is_place(one)), _MOST):
         before = strength(text[:at]) if text[:at].strip() else Strength.NONE
-        if is_turn:
+        if found.re is _TURN:
             if before is not Strength.NONE:
                 return text[:at], True
             continue
         heading = _read(text, found)
-        if _goes_on(heading, own, before):
+        if found.re is _UNLABELLED:
+            if before is Strength.FINAL and heading.whole:
+                return text[:at], True
+        elif _goes_on(heading, own, before):
             return text[:at], True
-        own.append(heading)
+        else:
+            own.append(heading)
     return text, False
 
 
-def _is_heading(found: re.Match[str]) -> bool:
-    """Tell whether a line has a colon, a number or marks of Markdown beside the word."""
-    return any(found[name] for name in ("colon", "number", "marks"))
+def _is_place(found: re.Match[str]) -> bool:
+    """Tell whether a heading has a colon, a number or marks of Markdown beside its word; other places need none."""
+    return found.re is not _HEADING or any(found[name] for name in ("colon", "number", "marks"))
 
 
 def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
@@ -148,7 +157,7 @@ def _read(text: str, found: re.Match[str]) -> _Heading:
         len(asked) >= _LONG and len(numbers) > 1 and "?" in asked and not goes_on_from
     )
     return _Heading(
-        number=int(found["number"]) if found["number"] else None,
+        number=int(number) if (number := found.groupdict().get("number")) else None,
         trivial=len(paragraph) < 25 and not ("?" in paragraph and _DIGIT.search(paragraph)),
         whole=has_story or ("?" in paragraph and len(_OPTION.findall(question)) > 1),
         begins=question[:1].isupper() or not question[:1].isalpha() or not question[:1].isascii(),

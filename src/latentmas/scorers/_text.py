@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _BOX_OPENS: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOX_BEGINS: Final = re.compile(r"\\(?:bo(?:x(?:ed?)?)?|fb(?:ox?)?)\s*\Z")
 _SPECIAL: Final = re.compile(
     r"<[|｜](?:ifm\|)?[^|｜<>\n]{1,40}[|｜]>|<turn\|>|</s>|<eos>|<(?:end_of_turn|end_of_utterance|seed:eos)>|</longcat_s>"
 )
@@ -70,7 +71,7 @@ def boxes(text: str, longest: int) -> Boxes:
             closed, at = content, start
             break
     opened = max((start for start in stack if start in opened_at), default=-1)
-    if opened < at or opened < 0:
-        return Boxes(closed)
+    if opened <= at:
+        return Boxes(closed, "", ends_inside=True) if _BOX_BEGINS.search(text[-20:]) else Boxes(closed)
     later = text[opened + 1 : opened + 2 + longest].partition("\n")[0].strip()
     return Boxes(closed, later, ends_inside=len(text) - opened <= longest)
