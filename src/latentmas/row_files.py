@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> list[Row]:
-    """Read a list of rows, an object whose ``data`` is one, or rows one after the other.
+    """Read a list of rows, an object whose ``data`` is one, one row, or rows one after the other.
 
     They may stand in lines, with any line ends or none, with commas between and behind them: all of these are written
     by one program or another, and none can be misread.
@@ -88,6 +88,8 @@ def _json(path: Path) -> list[Row]:
     if is_document and len(found) == 1:
         document = found[0][1]
         rows = document.get("data") if isinstance(document, dict) else None
+        if rows is None and isinstance(document, dict) and not any(map(_holds_rows, document.values())):
+            rows = [document]  # one row alone
         if not isinstance(rows, list):
             raise DataError(f'{path} holds no list of rows; expected [...] or {{"data": [...]}}')
         return [_object(row, f"{path} row {index}") for index, row in enumerate(rows)]
@@ -95,6 +97,10 @@ def _json(path: Path) -> list[Row]:
         _object(value, "" if isinstance(value, dict) else f"{path} line {_position(text, at)[0]}")
         for at, value in found
     ]
+
+
+def _holds_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def _values(text: str, at: int, path: Path) -> Iterator[tuple[int, object]]:

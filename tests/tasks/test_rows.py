@@ -92,6 +92,8 @@ def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> No
         ("a.json", b"[]", "has no rows"),
         ("a.json", b'{"data": []}', "has no rows"),
         ("a.json", b'{"rows": []}', "holds no list of rows"),
+        ("a.json", b'{"rows": [{"a": 1}]}', "holds no list of rows"),
+        ("a.json", b'{"data": 5}', "holds no list of rows"),
         ("a.json", b"5", "holds no list of rows"),
         ("a.json", b'[{"a": 1},\n 7]', "row 1 is no object but int"),
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "line 2, column 7: not JSON"),
@@ -144,6 +146,12 @@ def test_rows_one_after_the_other_are_read_whatever_stands_between_them(
     path = tmp_path / f"rows{ending}"
     path.write_bytes(content.encode())
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_one_row_alone_is_a_row(ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{ending}").write_text('{"a": 1, "b": ["x"], "c": {"d": 2}}\n')
+    assert read_rows(tmp_path / f"a{ending}") == [{"a": 1, "b": ["x"], "c": {"d": 2}}]
 
 
 def test_a_text_keeps_the_line_ends_and_brackets_that_separate_rows_elsewhere(tmp_path: Path) -> None:
