@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,16 @@ from latentmas.errors import DataError
 from latentmas.protocols import Row
 
 SUFFIXES: Final = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_DECODER: Final = json.JSONDecoder()
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 
 
 def read_rows(path: str | Path) -> list[Row]:
     """Return the rows of a local file, in their order.
 
-    ``.json`` is a list of objects or ``{"data": [...]}``; ``.jsonl`` or ``.jsonl.gz`` is one object per line,
-    and blank lines are skipped. ``.csv`` begins with a header; all its values are texts.
+    ``.json``, ``.jsonl`` and ``.jsonl.gz`` are a list of objects, or objects one after the other; ``.json`` may be
+    ``{"data": [...]}``. ``.csv`` begins with a header; all its values are texts.
 
     Raises:
         DataError: There is no such file, or it cannot be read. Names the byte, line or row.
@@ -41,12 +45,10 @@ def read_rows(path: str | Path) -> list[Row]:
         raise DataError(f"{path} is no file; give the path of a file with rows")
     if name.endswith(".parquet"):
         rows = _parquet(path)
-    elif name.endswith(".json"):
-        rows = _json(path)
     elif name.endswith(".csv"):
         rows = _csv(path)
     else:
-        rows = _json_lines(path)
+        rows = _json(path)
     if not rows:
         raise DataError(f"{path} has no rows; expected at least one")
     return rows
@@ -66,24 +68,89 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> list[Row]:
+    """Read a list of rows, an object whose ``data`` is one, one row, or rows one after the other.
+
+    They may stand in lines, with any line ends or none, with commas between and behind them: all of these are written
+    by one program or another, and none can be misread.
+    """
     text = _text(path)
-    if not text.strip():
+    is_document = path.name.lower().endswith(".json")
+    begin = _skip(text, 0)
+    if begin == len(text) and is_document:
         raise DataError(f"{path} is empty; expected a list of rows")
-    document = _parse(text, path, first_line=1)
-    rows = document.get("data") if isinstance(document, dict) else document
-    if not isinstance(rows, list):
-        raise DataError(f'{path} holds no list of rows; expected [...] or {{"data": [...]}}')
-    return [_object(row, f"{path} row {index}") for index, row in enumerate(rows)]
-
-
-def _json_lines(path: Path) -> list[Row]:
-    # Not splitlines(): a text in JSON may hold U+2028 and its like as they are.
-    lines = enumerate(_text(path).split("\n"), start=1)
+    if text.startswith("[", begin):
+        values, end = _list(text, begin, path)
+        if (rest := _skip(text, end)) < len(text):
+            line, column = _position(text, rest)
+            raise DataError(f"{path} line {line}, column {column}: not JSON: more follows the list of rows")
+        return [_object(value, f"{path} row {index}") for index, (_, value) in enumerate(values)]
+    found = list(_values(text, begin, path))
+    if is_document and len(found) == 1:
+        document = found[0][1]
+        rows = document.get("data") if isinstance(document, dict) else None
+        if rows is None and isinstance(document, dict) and not any(map(_holds_rows, document.values())):
+            rows = [document]  # one row alone
+        if not isinstance(rows, list):
+            raise DataError(f'{path} holds no list of rows; expected [...] or {{"data": [...]}}')
+        return [_object(row, f"{path} row {index}") for index, row in enumerate(rows)]
     return [
-        _object(_parse(line, path, first_line=number), f"{path} line {number}")
-        for number, line in lines
-        if line.strip()
+        _object(value, "" if isinstance(value, dict) else f"{path} line {_position(text, at)[0]}")
+        for at, value in found
     ]
+
+
+def _holds_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _values(text: str, at: int, path: Path) -> Iterator[tuple[int, object]]:
+    """Yield values that stand one after the other, each with the place where it begins."""
+    while at < len(text):
+        value, end = _value(text, at, path)
+        yield at, value
+        at = _skip(text, end)
+        if text.startswith(",", at):
+            at = _skip(text, at + 1)
+
+
+def _list(text: str, at: int, path: Path) -> tuple[list[tuple[int, object]], int]:
+    """Return the values of a list, whose last comma may be one too many, and where it ends."""
+    found: list[tuple[int, object]] = []
+    at = _skip(text, at + 1)
+    while not text.startswith("]", at):
+        value, end = _value(text, at, path)
+        found.append((at, value))
+        at = _skip(text, end)
+        if text.startswith(",", at):
+            at = _skip(text, at + 1)
+        elif not text.startswith("]", at):
+            line, column = _position(text, at)
+            raise DataError(f"{path} line {line}, column {column}: not JSON: expected ',' or ']' in the list of rows")
+    return found, at + 1
+
+
+def _value(text: str, at: int, path: Path) -> tuple[object, int]:
+    """Return the value that begins at a place, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        line, column = _position(text, error.pos)
+        raise DataError(f"{path} line {line}, column {column}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise DataError(f"{path} line {_position(text, at)[0]}: cannot be read: {error}") from error
+
+
+def _skip(text: str, at: int) -> int:
+    """Return where the white space of JSON at a place ends."""
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _position(text: str, at: int) -> tuple[int, int]:
+    """Return line and column, counted from 1, whatever ends the lines."""
+    ends = [found.end() for found in _LINE_END.finditer(text, 0, at)]
+    return len(ends) + 1, at - (ends[-1] if ends else 0) + 1
 
 
 def _csv(path: Path) -> list[Row]:
@@ -133,18 +200,6 @@ def _parquet(path: Path) -> list[Row]:
         return list(parquet.read_table(path).to_pylist())
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} is no readable Parquet file: {error}") from error
-
-
-def _parse(text: str, path: Path, first_line: int) -> object:
-    try:
-        document: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        hint = "; one object per line belongs into a .jsonl file" if error.msg == "Extra data" else ""
-        raise DataError(f"{path} line {line}, column {error.colno}: not JSON: {error.msg}{hint}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise DataError(f"{path} line {first_line}: cannot be read: {error}") from error
-    return document
 
 
 def _object(row: object, where: str) -> Row:

@@ -32,6 +32,7 @@ MARKS: Final[tuple[Marks, ...]] = (
     Marks("<thinking>", "</thinking>"),
     Marks("<thought>", "</thought>"),  # EXAONE Deep
     Marks("<reasoning>", "</reasoning>"),
+    Marks("<reason>", "</reason>"),
     Marks("[THINK]", "[/THINK]"),  # Magistral, Ministral
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere Command
     Marks("◁think▷", "◁/think▷"),  # Kimi
@@ -43,6 +44,7 @@ MARKS: Final[tuple[Marks, ...]] = (
     Marks("<ifm|think_fast>", "</ifm|think_fast>"),
     Marks("<ifm|think_faster>", "</ifm|think_faster>"),
     Marks("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts
+    Marks("<|begin_of_thinking|>", "<|end_of_thinking|>"),
     Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     Marks("<|think:start|>", "<|think:end|>"),  # Solar Open 2
     Marks("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),  # PLaMo 3
@@ -83,6 +85,8 @@ _EVENT: Final = re.compile(
     re.MULTILINE,
 )
 _QUOTES: Final = "\"'`“”‘’«»"
+_UNQUOTED: Final = rf"(?<![{_QUOTES.replace('`', '')}])(?<![^`]`)"
+"""Behind no quotation mark; three of the last kind end a block of code."""
 _MAY_OPEN_AFTER: Final = re.compile(r"(?:^|[.!?…>\]▷])[\s*_#]*$")
 _SPEAKS_OF_IT_BEFORE: Final = re.compile(
     r"(?<!\w)(?:the|an?|and|or|with|using|used?|by|of|in|between|called|like|writes?|put|my|your|this|these)[ \t]+$",
@@ -94,7 +98,7 @@ _SPEAKS_OF_IT_AFTER: Final = re.compile(
 )
 
 _HEADER: Final = re.compile(
-    rf"(?<![{_QUOTES}])(?:<\|channel\|>[ \t]*|(?:<\|start\|>assistant|\A)[ \t]*to=)(?P<channel>[a-z]{{1,20}})(?![a-z])"
+    rf"{_UNQUOTED}(?:<\|channel\|>[ \t]*|(?:<\|start\|>assistant|\A)[ \t]*to=)(?P<channel>[a-z]{{1,20}})(?![a-z])"
     r"[^<\n]{0,200}(?:<\|constrain\|>[^<\n]{0,60})?(?:<\|message\|>|\Z)"
 )
 _MESSAGE_ENDS: Final = re.compile(r"<\|(?:end|return|call|start|channel|eom|eot)\|>")
@@ -103,9 +107,9 @@ _ANSWERS: Final = frozenset({"final", "user"})
 _TURN_ENDS: Final = re.compile(r"<\|return\|>|<\|start\|>(?!assistant)")
 _CUT_BETWEEN: Final = re.compile(r"<\|end\|>\s*<\|start\|>(?:assistant)?\s*\Z")
 # The same without the special tokens, as they are dropped by some servers: only the names of role and channel are left.
-_NAMED: Final = re.compile(rf"(?<![{_QUOTES}])assistant(?P<channel>final|analysis|commentary)(?![a-z])")
+_NAMED: Final = re.compile(rf"{_UNQUOTED}assistant(?P<channel>final|analysis|commentary)(?![a-z])")
 _FIRST_NAMED: Final = re.compile(
-    r"\s*(?P<channel>(?:analysis|commentary)(?=[^\W_]|[\"“\\$*])|final(?=[^\W_a-z]|[\"“\\$*]))"
+    r"\s*(?P<channel>(?:analysis|commentary)(?=[^\W_]|[\"“\\$*]|[ \t]*\n)|final(?=[^\W_a-z]|[\"“\\$*]|[ \t]*\n))"
 )
 
 
@@ -185,8 +189,8 @@ def _ends(text: str, mark: re.Match[str], opened: list[str], spoken_of: int | No
 
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
-    before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
-    return before != "" and before in _QUOTES and after != "" and after in _QUOTES
+    before, after = text[max(0, mark.start() - 3) : mark.start()], text[mark.end() : mark.end() + 1]
+    return before != "```" and before[-1:] in _QUOTES and after in _QUOTES and "" not in (before, after)
 
 
 def _final_message(text: str) -> str | None:

@@ -54,6 +54,10 @@ def answered(opening, backend, n=1):
         ("", r"\boxed{5}", Verdict.CORRECT),
         ("<think>\n", r"maybe \boxed{5}, let me check", Verdict.NO_ANSWER),
         ("<think>\n", r"is it 4?</think> \boxed{5}", Verdict.CORRECT),
+        ("[THINK]", r"maybe \boxed{5}, let me check", Verdict.NO_ANSWER),
+        ("[THINK]", r"is it 4?[/THINK] \boxed{5}", Verdict.CORRECT),
+        ("<|channel>thought\n", r"maybe \boxed{5}", Verdict.NO_ANSWER),
+        ("<think>\n</think>\n", r"\boxed{5}", Verdict.CORRECT),
     ],
 )
 def test_a_thought_that_the_prompt_opened_is_not_graded(opening, reply, verdict):

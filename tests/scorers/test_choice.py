@@ -542,3 +542,26 @@ def test_a_sample_is_graded_by_its_own_options():
 def test_models_have_many_ways_to_say_it(text):
     options = ("Hepatitis", "Colorectal cancer", "Diabetes", "Measles")
     assert grade(text, "B", FinishReason.STOP, ("A", "B", "C", "D"), options).verdict is Verdict.CORRECT
+
+
+@pytest.mark.parametrize("text", ["\\boxed{٢}", "The answer is २.", "正确答案是 ２", "**๒**", "২", "Option ٢"])
+def test_a_label_counts_in_the_digits_of_every_script(text: str) -> None:
+    for labels, gold in ((("1", "2"), "2"), (("١", "٢"), "٢")):
+        assert grade(text, gold, STOP, labels, ("Sarah", "Maria")).verdict is CORRECT
+    assert grade(text, "1", STOP, ("1", "2"), ("Sarah", "Maria")).verdict is WRONG
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "verdict"),
+    [
+        (r"\boxed{C}. No, I mean \boxed{", LENGTH, NO_ANSWER),
+        (r"The answer is \boxed{C}. No, it is \boxed{\text{", LENGTH, NO_ANSWER),
+        (r"\boxed{A}. No, I mean \boxed{C", STOP, CORRECT),
+        (r"\boxed{C} in a \boxed{", STOP, CORRECT),
+        (r"\boxed{C} in a \boxed{frame", STOP, CORRECT),
+    ],
+)
+def test_a_text_cut_inside_of_a_later_box_has_no_answer(
+    text: str, finish_reason: FinishReason, verdict: Verdict
+) -> None:
+    assert grade(text, "C", finish_reason, ABCD, CANCER).verdict is verdict

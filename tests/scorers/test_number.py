@@ -185,7 +185,7 @@ BOXES = [
     # which box
     (r"\boxed{3} then \boxed{18}", "18", STOP, CORRECT),
     (r"\boxed{18} then \boxed{3}", "18", STOP, WRONG),
-    (r"\boxed{18} then \boxed{3", "18", LENGTH, CORRECT),
+    (r"\boxed{18} then \boxed{3", "18", LENGTH, NO_ANSWER),
     (r"so \boxed{18} (write \boxed{})", "18", STOP, CORRECT),
     (r"\boxed{\boxed{18}}", "18", STOP, CORRECT),
     (r"{ { \boxed{18}", "18", STOP, CORRECT),
@@ -193,6 +193,44 @@ BOXES = [
     (r"\boxed{18} dollars for 3 days", "18", STOP, CORRECT),
     (r"\boxed{}", "5", STOP, NO_ANSWER),
     (r"\boxed{18 \text{ eggs}", "18", LENGTH, NO_ANSWER),
+]
+
+CUT_BOXES = [
+    (r"The first part gives \boxed{12}. The total is \boxed{", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}, so \boxed{\frac{1}{", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}. The answer is \boxed{1", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}. The total is \boxed", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12}. The total is \box", "12", LENGTH, NO_ANSWER),
+    (r"\boxed{12} <|im_end|>", "12", LENGTH, CORRECT),
+    (r"\boxed{12} and \boxed{}", "12", LENGTH, CORRECT),
+    # The brace was forgotten, not cut off: the text goes on, or came to its end.
+    (r"\boxed{12}, so \boxed{18 eggs. " + "That is all. " * 50, "18", LENGTH, CORRECT),
+    (r"\boxed{12}, so \boxed{18", "18", STOP, CORRECT),
+    (r"\boxed{12}, so \boxed{18 eggs. So it is.", "18", STOP, CORRECT),
+    (r"\boxed{18}, in a \boxed{", "18", STOP, CORRECT),
+    (r"\boxed{18}, in a \boxed{nice frame", "18", STOP, CORRECT),
+]
+
+DIGITS = [
+    ("الجواب هو \\boxed{١٨}", "18", STOP, CORRECT),  # Arabic
+    ("پاسخ ۱۸ است", "18", STOP, CORRECT),  # Persian
+    ("คำตอบคือ ๑๘", "18", STOP, CORRECT),  # Thai
+    ("उत्तर: \\boxed{१८}", "18", STOP, CORRECT),  # Devanagari
+    ("উত্তর ১৮", "18", STOP, CORRECT),  # Bengali
+    ("\\boxed{１８}", "18", STOP, CORRECT),  # full width
+    ("\\boxed{𝟏𝟖}", "18", STOP, CORRECT),  # bold
+    ("#### ١٨", "18", LENGTH, CORRECT),
+    ("The answer is १८.", "18", LENGTH, CORRECT),
+    ("\\boxed{\\frac{٣٦}{٢}}", "18", STOP, CORRECT),
+    ("\\boxed{١٨٫٥}", "18.5", STOP, CORRECT),
+    ("\\boxed{١٬٨٠٠}", "1800", STOP, CORRECT),
+    ("\\boxed{١٨٪}", "18", STOP, CORRECT),
+    ("\\boxed{-١٨}", "-18", STOP, CORRECT),
+    ("\\boxed{١٨}", "١٨", STOP, CORRECT),
+    ("\\boxed{١٩}", "18", STOP, WRONG),
+    ("\\boxed{١٢، ١٨}", "18", STOP, WRONG),
+    ("\\boxed{10²}", "100", STOP, CORRECT),
+    ("\\boxed{①}", "18", STOP, WRONG),
 ]
 
 THINKING = [
@@ -310,7 +348,9 @@ def test_what_stands_around_an_answer_does_not_change_it(text: str, target: str)
     assert grade(text, "9", STOP).verdict is WRONG
 
 
-@pytest.mark.parametrize(("text", "target", "finish_reason", "verdict"), [*BOXES, *THINKING, *MARKERS, *LAST_NUMBERS])
+@pytest.mark.parametrize(
+    ("text", "target", "finish_reason", "verdict"), [*BOXES, *CUT_BOXES, *DIGITS, *THINKING, *MARKERS, *LAST_NUMBERS]
+)
 def test_answers_are_graded(text: str, target: str, finish_reason: FinishReason, verdict: Verdict) -> None:
     assert grade(text, target, finish_reason).verdict is verdict
 

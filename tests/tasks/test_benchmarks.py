@@ -18,7 +18,7 @@ from latentmas.rows import samples
 from latentmas.samples import AnswerKind, Sample
 
 AIME = {"id": 60, "problem": " Find $\\frac{n}{2}$ for $n = 50$. ", "answer": "025"}
-ARC = {
+ARC: dict[str, Any] = {
     "id": "Own_1",
     "question": "What does a magnet pull?",
     "choices": {"text": ["iron", "wood", "glass"], "label": ["1", "2", "3"]},
@@ -166,6 +166,40 @@ def test_rows_of_medqa_with_the_same_number_have_different_ids() -> None:
     assert len({sample.id for sample in samples(find_task("medqa"), [MEDQA_FILE, other])}) == 2
 
 
+MEDQA_LETTERS = {"A": "Liver", "B": "Skin", "C": "Heart", "D": "Lung"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": MEDQA_LETTERS, "answer": "Heart", "answer_idx": "C", "meta_info": "step1", "metamap_phrases": []},
+        {"options": MEDQA_LETTERS, "answer_idx": "C"},
+        {"options": MEDQA_LETTERS, "answer": "C"},
+        {"options": MEDQA_LETTERS, "answer_idx": 2},
+        {"options": {**MEDQA_LETTERS, "E": None}, "answer": "Heart"},
+        {"options": repr(MEDQA_LETTERS), "answer_idx": "C"},
+        {"options": json.dumps(MEDQA_LETTERS), "answer_idx": "C"},
+        {"options": [{"key": key, "value": value} for key, value in MEDQA_LETTERS.items()], "answer": "Heart"},
+        {"options": [{"label": key, "text": value} for key, value in MEDQA_LETTERS.items()], "answer_idx": "C"},
+        {"options": {"label": list(MEDQA_LETTERS), "text": list(MEDQA_LETTERS.values())}, "answer_idx": "C"},
+        {"options": list(MEDQA_LETTERS.values()), "answer_idx": "C"},
+        {"opa": "Liver", "opb": "Skin", "opc": "Heart", "opd": "Lung", "cop": 2},
+    ],
+)
+def test_options_of_medqa_may_have_labels_of_their_own(row: Row) -> None:
+    asked = {"id": "test-00004", "question": "Which organ pumps blood?", **row}
+    assert convert("medqa", asked) == convert("medqa", MEDQA_HUB)
+
+
+@pytest.mark.parametrize(
+    "options", [ARC["choices"], [{"text": t, "label": n} for t, n in zip(*ARC["choices"].values(), strict=True)]]
+)
+def test_rows_of_arc_as_its_makers_gave_them_out_become_the_same_question(options: object) -> None:
+    nested = {"id": "Own_1", "question": {"stem": ARC["question"], "choices": options}, "answerKey": "1"}
+    assert convert("arc_easy", nested) == convert("arc_easy", ARC)
+    assert convert("arc_easy", {**ARC, "choices": options}) == convert("arc_easy", ARC)
+
+
 def test_winogrande_asks_for_the_blank() -> None:
     sample = convert("winogrande", WINOGRANDE)
     assert sample.question.endswith(f"\n\n{WINOGRANDE['sentence']}\n\n1. the cup\n2. the tray")
@@ -241,6 +275,28 @@ BROKEN: list[tuple[str, Row, str]] = [
     ("medqa", without(MEDQA_HUB, "ending3"), "has no column 'ending3'"),
     ("medqa", {**MEDQA_HUB, "label": 4}, "column 'label': expected 0, 1, 2 or 3, found '4'"),
     ("medqa", {**MEDQA_HUB, "ending1": None}, "column 'ending1': expected str, found NoneType None"),
+    (
+        "medqa",
+        {**MEDQA_FILE, "options": MEDQA_LETTERS, "answer_idx": "B"},
+        "column 'answer_idx' is B, but its 'answer' is the text of option C",
+    ),
+    (
+        "medqa",
+        {**without(MEDQA_FILE, "answer"), "answer_idx": 4},
+        "column 'answer_idx': '4' is none of the labels A, B, C, D, and no number from 0 to 3",
+    ),
+    (
+        "medqa",
+        {**MEDQA_FILE, "options": [{"name": "Heart"}]},
+        "column 'options': expected a list of texts, {label: text}",
+    ),
+    (
+        "medqa",
+        {"question": "?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 4},
+        "column 'cop': expected 0, 1,",
+    ),
+    ("arc_easy", {**ARC, "question": {"stem": "?", "choices": ["iron"]}}, "column 'question.choices': expected dict"),
+    ("arc_easy", {**ARC, "question": {"choices": ARC["choices"]}}, "has no column 'question.stem'"),
     ("medqa", without(MEDQA_FILE, "options"), "has no column 'options'"),
     (
         "medqa",

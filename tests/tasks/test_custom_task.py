@@ -215,3 +215,51 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_the_example_shows_every_key_that_a_choice_can_have() -> None:
     given = yaml.safe_load((EXAMPLES / "custom_task.yaml").read_text(encoding="utf-8"))
     assert given.keys() == {*CHOICE, "data", "labels", "id", "max_new_tokens", "licence", "description"}
+
+
+NESTED: Row = {
+    "question": {"stem": "one?", "choices": [{"text": "uno", "label": "1"}, {"text": "dos", "label": "2"}]},
+    "gold": {"label": "2", "value": 7},
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"options": "question.choices"}, {"options": "question.choices.text", "labels": "question.choices.label"}],
+)
+def test_a_path_names_a_column_within_another(options: dict[str, Any], tmp_path: Path) -> None:
+    task = load(tmp_path, {**CHOICE, "question": "question.stem", "target": "gold.label", **options})
+    sample = task.sample(NESTED, 0)
+    assert (sample.question, sample.labels, sample.options, sample.target) == (
+        "one?\n\n1. uno\n2. dos",
+        ("1", "2"),
+        ("uno", "dos"),
+        "2",
+    )
+    number = load(tmp_path, {**NUMBER, "question": "question.stem", "target": "gold.value"})
+    assert number.sample(NESTED, 0).target == "7"
+
+
+def test_a_column_whose_name_has_a_dot_comes_before_a_path(tmp_path: Path) -> None:
+    task = load(tmp_path, {**NUMBER, "question": "question.stem", "target": "gold.value"})
+    assert task.sample({**NESTED, "question.stem": "two?"}, 0).question == "two?"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("question.start", "row 3, column 'question.start': 'question' has no 'start'; it has: choices, stem"),
+        ("question.stem.more", "'question.stem' has no 'more'; it has: str"),
+        ("ask.stem", "row 3 has no column 'ask.stem'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named(path: str, message: str, tmp_path: Path) -> None:
+    task = load(tmp_path, {**NUMBER, "question": path, "target": "gold.value"})
+    with pytest.raises(DataError, match=re.escape(message)):
+        task.sample(NESTED, 3)
+
+
+def test_options_may_be_an_object_of_labels_and_texts(tmp_path: Path) -> None:
+    task = load(tmp_path, CHOICE)
+    sample = task.sample({"q": "one?", "o": {"A": "uno", "B": "dos"}, "a": "dos"}, 0)
+    assert (sample.labels, sample.options, sample.target) == (("A", "B"), ("uno", "dos"), "B")

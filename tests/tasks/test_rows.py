@@ -92,10 +92,21 @@ def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> No
         ("a.json", b"[]", "has no rows"),
         ("a.json", b'{"data": []}', "has no rows"),
         ("a.json", b'{"rows": []}', "holds no list of rows"),
+        ("a.json", b'{"rows": [{"a": 1}]}', "holds no list of rows"),
+        ("a.json", b'{"data": 5}', "holds no list of rows"),
         ("a.json", b"5", "holds no list of rows"),
         ("a.json", b'[{"a": 1},\n 7]', "row 1 is no object but int"),
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "line 2, column 7: not JSON"),
-        ("a.json", b'{"a": 1}\n{"a": 2}', r"not JSON.*belongs into a \.jsonl file"),
+        ("a.json", b'{"a": 1}\n{"a" 2}', "line 2, column 6: not JSON"),
+        ("a.json", b'{"a": 1}\r{"a": 2},\r\n\r{"a" 2}', "line 4, column 6: not JSON"),
+        ("a.json", b'[{"a": 1},', "line 1, column 11: not JSON"),
+        ("a.json", b'[{"a": 1} {"a": 2}]', r"line 1, column 11: not JSON: expected ',' or ']'"),
+        ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "line 2, column 1: not JSON: more follows the list"),
+        ("a.jsonl", b'{"a": 1},,{"a": 2}', "line 1, column 10: not JSON"),
+        ("a.jsonl", b',{"a": 1}', "line 1, column 1: not JSON"),
+        ("a.jsonl", b'{"a": 1}\r{"a": 2', "line 2, column 8: not JSON"),
+        ("a.jsonl", b'{"a": 1}\rand so on', "line 2, column 1: not JSON"),
+        ("a.jsonl", b'{"a": 1}\r"text"', "line 2 is no object but str"),
         ("a.parquet", b"no parquet", "no readable Parquet file"),
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"a,b\n", "has no rows"),
@@ -112,6 +123,41 @@ def test_a_file_that_cannot_be_read_says_where(name: str, content: bytes, messag
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": 1}\r{"a": 2}\r',
+        '{"a": 1}{"a": 2}',
+        '{"a": 1} {"a": 2}',
+        '{"a": 1},\n{"a": 2},\n',
+        '{"a": 1},\r\n{"a": 2}',
+        '{\n  "a": 1\n}\n{\n  "a": 2\n}\n',
+        '[{"a": 1},\n{"a": 2},\n]\n',
+        '\ufeff [{"a": 1}, {"a": 2}]',
+        '\ufeff{"a": 1}\n\n{"a": 2}',
+    ],
+)
+def test_rows_one_after_the_other_are_read_whatever_stands_between_them(
+    content: str, ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(content.encode())
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_one_row_alone_is_a_row(ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{ending}").write_text('{"a": 1, "b": ["x"], "c": {"d": 2}}\n')
+    assert read_rows(tmp_path / f"a{ending}") == [{"a": 1, "b": ["x"], "c": {"d": 2}}]
+
+
+def test_a_text_keeps_the_line_ends_and_brackets_that_separate_rows_elsewhere(tmp_path: Path) -> None:
+    rows = [{"a": "},\r{]\u2028"}, {"a": ","}]
+    (tmp_path / "a.jsonl").write_text("\r".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read_rows(tmp_path / "a.jsonl") == rows
 
 
 def test_csv_values_are_texts_of_any_length_with_line_breaks(tmp_path: Path) -> None:

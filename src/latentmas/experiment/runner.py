@@ -32,7 +32,6 @@ from latentmas.protocols import (
     StepAccount,
 )
 from latentmas.samples import (
-    THINK_TAG,
     AgentRecord,
     Answer,
     HandoverRecord,
@@ -41,6 +40,7 @@ from latentmas.samples import (
     Sample,
     Score,
 )
+from latentmas.thinking import opens_thought
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class _InFlight:
 def _opens_thought(program: Program | None) -> bool:
     """Whether the last prompt ends with an opened thought."""
     reads = [step for step in program or () if isinstance(step, Read)]
-    return bool(reads) and reads[-1].text.rstrip().endswith(THINK_TAG)
+    return bool(reads) and opens_thought(reads[-1].text)
 
 
 def _withheld(record: Record) -> Record:

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from latentmas.scorers._text import visible
+from latentmas.scorers._next_question import Strength, own_part
+from latentmas.scorers._text import without_end_tokens
+from latentmas.thinking import answer_part
 
 LONGEST: Final = 100_000
 """Characters of one program; a longer one counts as one that does not parse."""
@@ -53,10 +55,12 @@ def extract(text: str, entry_point: str | None) -> Extracted | None:
     Args:
         entry_point: The name a program must define; None is content with any program.
     """
-    shown = visible(text)
+    shown = answer_part(text)
     if shown is None:
         return None
-    lines = shown.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    shown, _ = own_part(shown, lambda before: _strength(before, entry_point), headings=False)
+    shown = without_end_tokens(shown).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    lines = shown.split("\n")
     fences = [number for number, line in enumerate(lines) if _may_be_fence(line)]
     lines = lines[fences[-_MOST_FENCES] :] if len(fences) > _MOST_FENCES else lines
     search = _Search(entry_point)
@@ -66,11 +70,19 @@ def extract(text: str, entry_point: str | None) -> Extracted | None:
             return Extracted(code=code, found_by="block")
     # The prompt may have opened the block, so that its end is the first fence.
     first = next((fence.line for fence in _fences(lines)), len(lines))
-    code = _dedented("\n".join(lines[:first]))
-    if search.defines(search.parse(code)):
-        return Extracted(code=code, found_by="text")
+    whole = "\n".join(lines[:first])
+    for part in dict.fromkeys((whole, own_part(whole, lambda before: _strength(before, entry_point))[0])):
+        if search.defines(search.parse(code := _dedented(part))):
+            return Extracted(code=code, found_by="text")
     last = search.last_python or search.last_untagged
     return None if last is None else Extracted(code=last, found_by="last_block")
+
+
+def _strength(text: str, entry_point: str | None) -> Strength:
+    """Return how surely a text holds a program already, at little cost."""
+    name = r"\w+" if entry_point is None else re.escape(entry_point)
+    defines = re.search(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=", text, re.MULTILINE)
+    return Strength.NONE if defines is None else Strength.FINAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

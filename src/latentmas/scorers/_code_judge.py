@@ -13,6 +13,7 @@ from latentmas.scorers._code_wire import UnreadableError, decode, largest_collec
 
 _LEAST_OUTPUT: Final = 1_000_000
 _TIMES_EXPECTED: Final = 4
+_EXITS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit")
 _MOST_MEMBERS: Final = 100
 """A set or dictionary may always have so many members; with more, only as many as the largest one expected.
 
@@ -30,14 +31,21 @@ class Judge:
     Attributes:
         verdict: None as long as nothing has gone wrong.
         detail: Why, for people; empty as long as nothing has gone wrong.
+        raised: The exception that ended the run, as ``Name: message``; None where nothing did.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self.verdict: Verdict | None = None
         self.detail = ""
+        self.raised: str | None = None
         self._prepared = prepared
         self._lines = Lines()
         self._right = 0
+
+    @property
+    def failed_early(self) -> bool:
+        """Whether the program ended by an exception, not by an exit of its own, before any call had returned."""
+        return self._right == 0 and self.raised is not None and self.raised.partition(":")[0] not in _EXITS
 
     def feed(self, output: bytes) -> bool:
         """Take a piece of output; return whether more is of interest."""
@@ -69,7 +77,8 @@ class Judge:
         if self._right == calls:
             self._decide(Verdict.CRASHED, f"more than {calls} results", call=False)
         elif line.content is not None and line.content.startswith(b"!"):
-            self._decide(Verdict.CRASHED, _exception(line.content))
+            self.raised = _exception(line.content)
+            self._decide(Verdict.CRASHED, self.raised)
         elif line.content is not None and not line.content.startswith(b"="):
             self._decide(Verdict.CRASHED, "the result cannot be read")
         elif (objection := self._objection(line)) is None:

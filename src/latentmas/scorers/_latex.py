@@ -12,6 +12,8 @@ from fractions import Fraction
 from math import isqrt
 from typing import Final
 
+from latentmas.scorers._text import ascii_digits
+
 LONGEST: Final = 400
 """Characters of an answer that are looked at; a longer one is no number."""
 MOST_DIGITS: Final = 400
@@ -129,6 +131,7 @@ _SPELLED: Final = re.compile(
 
 def plain(text: str) -> str:
     """Return a short text without notation: ``\\frac{a}{b}`` is ``((a)/(b))``, grouping is gone."""
+    text = ascii_digits(text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = unicodedata.normalize("NFKC", text)

@@ -14,6 +14,7 @@ from typing import Final
 
 from latentmas.errors import DataError
 from latentmas.scorers import _latex
+from latentmas.scorers._text import ascii_digits
 
 LONGEST: Final = 1000
 """Characters of an answer that are looked at."""
@@ -98,7 +99,7 @@ def tidy(text: str) -> str:
     """Return a short text without fonts, math signs and line breaks; letters keep their case."""
     # First, because NFKC would make 10² into 102.
     text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
-    text = unicodedata.normalize("NFKC", text)
+    text = ascii_digits(unicodedata.normalize("NFKC", text))
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -119,7 +120,7 @@ class Row:
         if not labels:
             raise DataError("a multiple-choice question has no labels; expected some such as 'A', 'B', 'C', 'D'")
         self.labels = labels
-        self._by_label = {label.casefold(): label for label in labels}
+        self._by_label = {_label_key(label): label for label in labels}
         for label in labels:
             if not _A_LABEL.fullmatch(label) or unicodedata.normalize("NFKC", label) != label:
                 raise DataError(f"label {label[:60]!r} is no letter, number or short word, such as 'A' or '1'")
@@ -152,7 +153,7 @@ class Row:
             raise DataError(f"target {target[:60]!r} is the text of more than one option: {', '.join(named)}")
         if named:
             return named[0]
-        if (label := self._by_label.get(target.strip().casefold())) is not None:
+        if (label := self._by_label.get(_label_key(target.strip()))) is not None:
             return label
         expected = f"one of the labels {', '.join(self.labels)}" + (" or the text of an option" if self.options else "")
         raise DataError(f"target {target[:60]!r} names no option; expected {expected}")
@@ -174,7 +175,7 @@ class Row:
 
     def label_of(self, token: str) -> str | None:
         """Return the label that is written so, in either case."""
-        return self._by_label.get(token.casefold())
+        return self._by_label.get(_label_key(token))
 
     def strictly(self, text: str, *, with_text: bool) -> str | None:
         """Return the label of ``C``, ``(C)`` or ``Option C``; None for everything else.
@@ -325,6 +326,10 @@ class Row:
         key = _loose_key(text)
         labels = [label for label, option in zip(self.labels, self.options, strict=False) if _loose_key(option) == key]
         return Named(labels[0], labels[0]) if key and len(labels) == 1 else None
+
+
+def _label_key(label: str) -> str:
+    return ascii_digits(label).casefold()
 
 
 def _several(shown: str, label: str, other: str) -> Named:

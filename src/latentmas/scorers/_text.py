@@ -1,41 +1,77 @@
-"""Where an answer stands in a text: what follows the thinking, and the last box of that. In linear time."""
+"""Where an answer stands in a text: its last box, its digits, the tokens at its end. In linear time."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from dataclasses import dataclass
 from typing import Final
 
 _BOX_OPENS: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_SPECIAL: Final = re.compile(r"<\|[^|<>\n]{1,40}\|>|</s>|<eos>|<end_of_turn>")
+_BOX_BEGINS: Final = re.compile(r"\\(?:bo(?:x(?:ed?)?)?|fb(?:ox?)?)\s*\Z")
+_SPECIAL: Final = re.compile(
+    r"<[|｜](?:ifm\|)?[^|｜<>\n]{1,40}[|｜]>|<turn\|>|</s>|<eos>|<(?:end_of_turn|end_of_utterance|seed:eos)>|</longcat_s>"
+)
 """Tokens that end a turn, which some servers leave in a text."""
 _TAIL: Final = 200
 _BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
+_FOREIGN_DIGIT: Final = re.compile(r"(?![0-9])\d|[\u066A-\u066C]|(?<=\d)\u060C(?=\d)")
+"""A decimal digit of another script, or a sign that stands between or behind digits in Arabic."""
+_ARABIC_SIGNS: Final = {"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u060c": ","}
 
 
-def visible(text: str) -> str | None:
-    """Return what follows the last thinking block; None where one was never closed."""
-    shown = text.rpartition("</think>")[2]
-    shown = shown[:-_TAIL] + _SPECIAL.sub("", shown[-_TAIL:])
-    return None if "<think>" in shown else shown
+def without_end_tokens(text: str) -> str:
+    """Return a text without the special tokens at its end."""
+    return text[:-_TAIL] + _SPECIAL.sub("", text[-_TAIL:])
 
 
-def last_box(text: str, longest: int) -> str | None:
-    """Return the content of the last box that is closed and not empty.
+def ascii_digits(text: str) -> str:
+    """Return a text with the digits 0 to 9 in place of those of other scripts, character by character."""
+    return text if text.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, text)
+
+
+def _ascii_digit(found: re.Match[str]) -> str:
+    return _ARABIC_SIGNS.get(found[0]) or str(unicodedata.decimal(found[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The boxes of a text.
+
+    Attributes:
+        closed: Content of the last box that is closed and not empty; None where there is none.
+        later: What the first line of a box behind it holds that was never closed; None where all were.
+        ends_inside: The text ends soon after that box begins.
+    """
+
+    closed: str | None = None
+    later: str | None = None
+    ends_inside: bool = False
+
+
+def boxes(text: str, longest: int) -> Boxes:
+    """Return what the last boxes of a text hold.
 
     Args:
         longest: Characters looked at. A longer content comes back cut, one character longer than this.
     """
     opened_at = {found.end() - 1 for found in _BOX_OPENS.finditer(text)}
     if not opened_at:
-        return None
+        return Boxes()
     stack: list[int] = []
-    boxes: dict[int, int] = {}
+    ends: dict[int, int] = {}
     for brace in _BRACE.finditer(text):
         if brace[0] == "{":
             stack.append(brace.start())
         elif brace[0] == "}" and stack and (start := stack.pop()) in opened_at:
-            boxes[start] = brace.start()
-    for start in sorted(boxes, reverse=True):
-        if content := text[start + 1 : min(boxes[start], start + 2 + longest)].strip():
-            return content
-    return None
+            ends[start] = brace.start()
+    closed, at = None, -1
+    for start in sorted(ends, reverse=True):
+        if content := text[start + 1 : min(ends[start], start + 2 + longest)].strip():
+            closed, at = content, start
+            break
+    opened = max((start for start in stack if start in opened_at), default=-1)
+    if opened <= at:
+        return Boxes(closed, "", ends_inside=True) if _BOX_BEGINS.search(text[-20:]) else Boxes(closed)
+    later = text[opened + 1 : opened + 2 + longest].partition("\n")[0].strip()
+    return Boxes(closed, later, ends_inside=len(text) - opened <= longest)

@@ -4,7 +4,8 @@ An answer is looked for in this order, outside thinking blocks: the last box tha
 (C)" and its like; and, in a text that was not cut, the last bold option, then a line that is only an option or a last
 line that ends in one. What would be the answer if things were otherwise counts only where nothing else is said.
 `Score.found_by` says which it was. A box is always an answer, even where nobody can read it; a marker is one only
-where an option follows; a letter in prose never is. Of two options none is right.
+where an option follows; a letter in prose never is. Of two options none is right. A text that was cut inside of a later
+box has no answer, and one that goes on with the next question ends where that begins.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from latentmas.samples import Answer, FinishReason, Sample, Score, Verdict
+from latentmas.scorers._next_question import Strength, own_part
 from latentmas.scorers._options import LABEL, LONGEST, Named, Row
-from latentmas.scorers._text import last_box, visible
+from latentmas.scorers._text import ascii_digits, boxes, without_end_tokens
+from latentmas.thinking import answer_part
 
 _MOST: Final = 200
 """Markers, bold words and lines looked at: the last ones of a text. Each costs up to `LONGEST` characters of work."""
@@ -25,9 +28,6 @@ _SHOWN: Final = 400
 
 _MARKUP: Final = re.compile(r"[*`$\"“”]+|</?(?:b|strong|em|i|u|p|span|div|h[1-6])>|\\[()\[\]]")
 _ANSWER_TAG: Final = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
-_END_TOKENS: Final = re.compile(r"(?:\s*(?:<[|｜][\w▁]{3,30}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
-_TAIL: Final = 200
-"""Characters at the end of a text in which the special tokens of a chat template are looked for."""
 _ANSWER: Final = re.compile(
     r"""
     (?<![^\W_]) (?=[abcfmorIW])  # the first letters of what follows, for speed
@@ -168,10 +168,11 @@ def grade(
     """
     row = Row(labels, options)
     gold = row.resolve(target)
-    answer = visible(text)
-    if answer is not None:
-        answer = answer[:-_TAIL] + _END_TOKENS.sub("", answer[-_TAIL:])
-    found_by, named = (None, None) if answer is None else _find(answer, row, cut=finish_reason is FinishReason.LENGTH)
+    found_by, named = None, None
+    if (shown := answer_part(text)) is not None:
+        answer, goes_on = own_part(ascii_digits(shown), lambda before: _strength(before, row))
+        cut = finish_reason is FinishReason.LENGTH and not goes_on
+        found_by, named = _find(without_end_tokens(answer), row, cut=cut)
     if named is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
     verdict = Verdict.CORRECT if named.label == gold else Verdict.WRONG
@@ -189,16 +190,33 @@ def resolve_target(target: str, labels: tuple[str, ...], options: tuple[str, ...
 
 def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
     """Return how the answer was found and what it names."""
-    if (box := last_box(text, LONGEST)) is not None:
+    found = boxes(text, LONGEST)
+    if found.closed is not None:
+        if cut and found.later is not None and found.ends_inside:
+            return None, None
+        later = row.read(found.later, in_prose=False) if found.later else None
+        box = found.closed if later is None or later.label is None else found.later or ""
         return "box", row.read(box, in_prose=False) or Named(None, box[:_SHOWN], "names no option")
-    plain = _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text))
-    if (named := _marked(plain, row)) is not None:
+    if (named := _marked(_plain(text), row)) is not None:
         return "marker", named
     if not cut and (label := _bold(text, row)) is not None:
         return "bold", Named(label, label)
-    if not cut and (label := _line(plain, row)) is not None:
+    if not cut and (label := _line(_plain(text), row)) is not None:
         return "line", Named(label, label)
     return None, None
+
+
+def _plain(text: str) -> str:
+    """Return a text without markup, in which a tag announces what an "answer:" does."""
+    return _MARKUP.sub("", _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nanswer: ", text))
+
+
+def _strength(text: str, row: Row) -> Strength:
+    """Return how surely a text holds an answer already."""
+    found_by, _ = _find(text, row, cut=False)
+    if found_by is None:
+        return Strength.NONE
+    return {"box": Strength.BOXED, "marker": Strength.ANNOUNCED}.get(found_by, Strength.WEAK)
 
 
 def _marked(text: str, row: Row) -> Named | None:

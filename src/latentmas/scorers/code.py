@@ -12,14 +12,15 @@ import marshal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from latentmas.samples import Answer, Sample, Score, Verdict
 from latentmas.sandbox import Ending, Level, Limits, Outcome, SandboxError, execute
-from latentmas.scorers._code_expected import driver, prepare
+from latentmas.scorers._code_expected import Prepared, driver, prepare
 from latentmas.scorers._code_extract import Extracted, extract
 from latentmas.scorers._code_judge import Judge, most_output
 from latentmas.scorers._code_limits import cpu_seconds, wall_seconds
+from latentmas.scorers._code_needed import needed_part
 from latentmas.scorers._hub_tests import digest, entry_point_of, parse_test, program
 
 TRIES: Final = 3
@@ -68,16 +69,26 @@ class CodeScorer:
         if found is None:
             return Score(verdict=Verdict.NO_ANSWER, prediction=None)
         prepared = prepare(test, level=self.level, cache_folder=self.cache_folder)
+        run = self._run(prepared, found.code)
+        # What the function does not need, such as a wrong assertion of the model's own below it, decides nothing.
+        if run.failed_early and (needed := needed_part(found.code, test.entry_point)) is not None:
+            again = self._run(prepared, needed)
+            if again.verdict is Verdict.CORRECT:
+                return _score(found, again.verdict, f"but for statements of its own that failed: {run.detail}")
+        return _score(found, run.verdict, run.detail)
+
+    def _run(self, prepared: Prepared, code: str) -> _Run:
+        """Run a program and compare what its calls return."""
         for attempt in range(TRIES):
             judge = Judge(prepared)
             try:
                 outcome = execute(
                     driver(),
-                    prepared.payload(found.code),
+                    prepared.payload(code),
                     level=self.level,
-                    limits=_limits(test.digest, output_bytes=most_output(prepared)),
+                    limits=_limits(prepared.test.digest, output_bytes=most_output(prepared)),
                     # What is not there to be read need not be made ready, which takes some of the time of a short run.
-                    packages=("numpy",) if "numpy" in found.code else (),
+                    packages=("numpy",) if "numpy" in code else (),
                     on_output=judge.feed,
                 )
                 break
@@ -85,8 +96,7 @@ class CodeScorer:
                 if attempt == TRIES - 1:
                     raise
                 time.sleep(1 + attempt)
-        verdict, detail = judge.conclude(outcome)
-        return _score(found, verdict, detail)
+        return _Run(*judge.conclude(outcome), judge.failed_early)
 
     def _as_published(self, answer: Answer, sample: Sample) -> Score:
         entry_point = entry_point_of(sample.target, sample.entry_point)
@@ -108,6 +118,14 @@ class CodeScorer:
         )
         verdict, why = _exit(outcome, b"".join(said))
         return _score(found, verdict, f"{_FORGEABLE}: {why}" if why else _FORGEABLE)
+
+
+class _Run(NamedTuple):
+    """How a program did, and whether it failed before any call of it had returned."""
+
+    verdict: Verdict
+    detail: str | None
+    failed_early: bool
 
 
 def _score(found: Extracted, verdict: Verdict, detail: str | None) -> Score:

@@ -2,7 +2,8 @@
 
 An answer is looked for in this order, outside thinking blocks: the last balanced box; the last ``#### n``;
 the last "answer is" or "answer:"; and, in a text that was not cut, the last number. `Score.found_by` says
-which it was, so that strict and lenient scores both exist. 60 % is 60, not 0.6; of two values none is right.
+which it was, so that strict and lenient scores both exist. 60 % is 60, not 0.6; of two values none is right. A text
+that was cut inside of a later box has no answer, and one that goes on with the next question ends where that begins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Final
 from latentmas.errors import DataError
 from latentmas.samples import Answer, FinishReason, Sample, Score, Verdict
 from latentmas.scorers._latex import LONGEST, plain, spelled_value, value
-from latentmas.scorers._text import last_box, visible
+from latentmas.scorers._next_question import Strength, own_part
+from latentmas.scorers._text import ascii_digits, boxes, without_end_tokens
+from latentmas.thinking import answer_part
 
 # A heading such as `#### 2. Second step` is no answer.
 _HASHES: Final = re.compile(r"(?<!#)####(?!#)[ \t]*+(?=[^\n\w]{0,8}[0-9０-９])(?![0-9]+[.):][ \t]+[^\W\d])")
@@ -43,6 +46,11 @@ _LAST: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _DIGIT: Final = re.compile("[0-9０-９]")
+_RESULT: Final = re.compile(
+    r"=\s*[-(\\$£€]{0,4}[0-9]|(?<!\w)(?:so|thus|hence|therefore|total|altogether|left|makes?|earns?|needs?)\b[^.\n]{0,80}?[0-9]",
+    re.IGNORECASE,
+)
+"""What the result of a calculation looks like where nothing announces it."""
 _FACTORIAL: Final = re.compile(r"[0-9)}]\s*!")
 _UNIT_DIGIT: Final = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])[23](?![0-9A-Za-z])")
 _MOST_MARKERS: Final = 200
@@ -66,13 +74,24 @@ def grade(text: str, target: str, finish_reason: FinishReason) -> Score:
         DataError: The target is no number. The text never raises.
     """
     gold = parse_target(target)
-    answer = visible(text)
-    if answer is None:
+    shown = answer_part(text)
+    if shown is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
-    for found_by, candidate in (("box", last_box(answer, LONGEST)), ("marker", _marked(answer))):
+    answer, goes_on = own_part(ascii_digits(shown), _strength)
+    answer = without_end_tokens(answer)
+    cut = finish_reason is FinishReason.LENGTH and not goes_on
+    found = boxes(answer, LONGEST)
+    box = found.closed
+    if box is not None and found.later is not None:
+        if cut and found.ends_inside:
+            return Score(verdict=Verdict.NO_ANSWER, prediction=None)
+        # Its end was forgotten; what it holds is the answer all the same, where that is a number.
+        later = _first_clause(found.later)
+        box = later if read_box(later) is not None else box
+    for found_by, candidate in (("box", box), ("marker", _marked(answer))):
         if candidate is not None:
             return _grade(candidate, gold, found_by)
-    if finish_reason is not FinishReason.LENGTH and (candidate := _last_number(answer)) is not None:
+    if not cut and (candidate := _last_number(answer)) is not None:
         return _grade(candidate, gold, "last_number")
     return Score(verdict=Verdict.NO_ANSWER, prediction=None)
 
@@ -83,7 +102,7 @@ def parse_target(target: str) -> Fraction:
     Raises:
         DataError: It is not exactly one number.
     """
-    found = value(plain(target)) if len(target) <= LONGEST else None
+    found = value(plain(ascii_digits(target))) if len(target) <= LONGEST else None
     if found is None:
         raise DataError(f"target {target[:60]!r} is no number; expected one such as 18, 1,450,000, 0.5 or 3/4")
     return found
@@ -126,6 +145,17 @@ def _marked(text: str) -> str | None:
         if _DIGIT.search(candidate) or spelled_value(plain(candidate)) is not None:
             return candidate
     return None
+
+
+def _strength(text: str) -> Strength:
+    """Return how surely a text holds an answer already."""
+    if _HASHES.search(text):
+        return Strength.FINAL
+    if boxes(text, LONGEST).closed is not None:
+        return Strength.BOXED
+    if _marked(text) is not None:
+        return Strength.ANNOUNCED
+    return Strength.WEAK if _RESULT.search(text) else Strength.NONE
 
 
 def _first_clause(text: str) -> str:

@@ -1,6 +1,7 @@
 """What ARC's easy and challenge sets share: science questions with 3 to 5 options (Clark et al. 2018).
 
-Labels stay as they are: most questions have A to D, some have 1 to 4, and a few three or five options.
+Labels stay as they are: most questions have A to D, some have 1 to 4, and a few three or five options. Two forms are
+read: the columns of the hub, and those of the files its makers gave out, where `question` holds `stem` and `choices`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from latentmas.protocols import Row, Task, TaskCard
-from latentmas.rows import TableTask, choice_sample, place, require, row_id, text_list, text_or_int
+from latentmas.row_options import options_of
+from latentmas.rows import TableTask, choice_sample, place, require, row_id, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.tasks._hub import hub_rows
 
@@ -40,13 +42,21 @@ def build_arc(name: str, config: str, rows: Mapping[str, int]) -> Task:
 
 
 def _convert(row: Row, index: int, *, name: str) -> Sample:
-    choices = {f"choices.{part}": texts for part, texts in require(row, "choices", dict, index, name).items()}
+    asked, question, choices = row, "question", "choices"
+    if isinstance(original := row.get("question"), Mapping) and "choices" in original:
+        question, choices = "question.stem", "question.choices"
+        asked = {f"question.{part}": value for part, value in original.items()}
+    entries = asked.get(choices)
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        require(asked, choices, dict, index, name)
+    options = options_of(asked, choices, index, name)
+    assert options.labels is not None, "only a list of texts has none"
     return choice_sample(
         id=row_id(row, index, name),
-        question=require(row, "question", str, index, name),
-        labels=text_list(choices, "choices.label", index, name),
-        options=text_list(choices, "choices.text", index, name),
+        question=require(asked, question, str, index, name),
+        labels=options.labels,
+        options=options.texts,
         target=text_or_int(row, "answerKey", index, name),
-        options_at=place(name, index, "choices"),
+        options_at=options.at,
         target_at=place(name, index, "answerKey"),
     )

@@ -7,6 +7,7 @@ naming row and column.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails
 from latentmas.errors import ConfigError, DataError
 from latentmas.protocols import Row, Task, TaskCard
 from latentmas.row_files import read_rows
+from latentmas.row_options import Options, options_of
 from latentmas.rows import TableTask, choice_sample, label_of, place, require, row_id, text_list, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.scorers.number import parse_target
@@ -91,6 +93,7 @@ class _Converter:
     entry: _TaskEntry
 
     def __call__(self, row: Row, index: int) -> Sample:
+        row = _with_nested(row, index, self.entry)
         match self.entry.answer_kind:
             case "number":
                 return self._number(row, index)
@@ -111,8 +114,9 @@ class _Converter:
 
     def _choice(self, row: Row, index: int) -> Sample:
         name, target_at = self.entry.name, place(self.entry.name, index, self.entry.target)
-        options, options_at = self._options(row, index)
-        labels = self._labels(row, index, len(options))
+        found = self._options(row, index)
+        options, options_at = found.texts, found.at
+        labels = self._labels(row, index, found)
         target = text_or_int(row, self.entry.target, index, name)
         with_text = [label for label, option in zip(labels, options, strict=False) if option.strip() == target]
         if target not in labels:
@@ -152,18 +156,41 @@ class _Converter:
     def _question(self, row: Row, index: int) -> str:
         return require(row, self.entry.question, str, index, self.entry.name).strip()
 
-    def _options(self, row: Row, index: int) -> tuple[tuple[str, ...], str]:
+    def _options(self, row: Row, index: int) -> Options:
         name, columns = self.entry.name, self.entry.options
         assert columns is not None
         if isinstance(columns, str):
-            return text_list(row, columns, index, name), place(name, index, columns)
-        return tuple(text_or_int(row, column, index, name) for column in columns), place(name, index, columns[0])
+            return options_of(row, columns, index, name)
+        texts = tuple(text_or_int(row, column, index, name) for column in columns)
+        return Options(labels=None, texts=texts, at=place(name, index, columns[0]))
 
-    def _labels(self, row: Row, index: int, count: int) -> tuple[str, ...]:
+    def _labels(self, row: Row, index: int, options: Options) -> tuple[str, ...]:
         labels = self.entry.labels
         if labels is None:
-            return tuple(ascii_uppercase[:count])
+            return options.labels or tuple(ascii_uppercase[: len(options.texts)])
         return text_list(row, labels, index, self.entry.name) if isinstance(labels, str) else tuple(labels)
+
+
+def _with_nested(row: Row, index: int, entry: _TaskEntry) -> Row:
+    """Return a row that also has the columns that the task file names by a path, such as ``question.stem``."""
+    nested = {}
+    for column in _columns(entry):
+        if column not in row and (parts := column.split("."))[0] in row and len(parts) > 1:
+            value: object = row
+            for depth, part in enumerate(parts):
+                value = _part(value, part, f"{place(entry.name, index, column)}: {'.'.join(parts[:depth])!r}")
+            nested[column] = value
+    return {**row, **nested} if nested else row
+
+
+def _part(value: object, part: str, where: str) -> object:
+    """Return a field of an object, or those of the objects in a list."""
+    if isinstance(value, list | tuple) and value:
+        return [_part(entry, part, where) for entry in value]
+    if not isinstance(value, Mapping) or part not in value:
+        fields = ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else type(value).__name__
+        raise DataError(f"{where} has no {part!r}; it has: {fields or 'nothing'}")
+    return value[part]
 
 
 def _columns(entry: _TaskEntry) -> tuple[str, ...]:
