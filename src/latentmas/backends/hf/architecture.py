@@ -190,10 +190,19 @@ def _no_language_model(config: Any) -> str:
         what = " and ".join({"vision": "images", "audio": "audio", "speech": "speech"}[word] for word in sees)
         return (
             f"{kind} is a model of text with {what or 'something else'}, and transformers has no causal language "
-            "model for the whole of it; use a checkpoint of a text model alone, such as a "
-            f"{inner.removesuffix('_text')} model"
+            f"model for the whole of it; use a checkpoint of a text model alone{_example(config)}"
         )
     return f"{kind} is no causal language model of transformers; use a decoder-only model"
+
+
+def _example(config: Any) -> str:
+    """Return the type of the text model inside, where such models are let in."""
+    text = config.get_text_config()
+    try:
+        check(text)
+    except CapabilityError:
+        return ""
+    return f", such as a {text.model_type} model"
 
 
 def _has_sdpa(config: Any) -> bool | None:

@@ -18,9 +18,9 @@ from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
-from latentmas.backends.hf.verify import check_watch
+from latentmas.backends.hf.verify import check_watch, try_handovers
 from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
-from latentmas.program import Handover, Program, Write
+from latentmas.program import Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class HFBackend:
         self._model_id = model_id
         self._sink = sink
         self._watches = False
+        self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
 
@@ -87,6 +88,9 @@ class HFBackend:
         if not self._watches and handover.looks_at_attention(job.program):
             check_watch(self.model)
             self._watches = True
+        if handover.drops(job.program) and (kind := shape(job.program)) not in self._tried:
+            try_handovers(self.model, self.alignment, job.program)
+            self._tried.add(kind)
         if (error := self._unfit(job.program)) is not None:
             self._refused.append(JobError(key=job.key, error=error))
         else:
@@ -175,8 +179,7 @@ class HFBackend:
         There its memory is computed once more, which nobody can do after slots were dropped.
         """
         switch = self.model.switch
-        cuts = any(isinstance(step, Handover) and not step.passes_everything for step in program)
-        if switch is None or not cuts or not positions_ahead(program.steps) <= switch < needed:
+        if switch is None or not handover.drops(program) or not positions_ahead(program.steps) <= switch < needed:
             return None
         return ContextLimitError(
             f"the text may go from position {positions_ahead(program.steps)} to {needed}, and {self.model.kind} "

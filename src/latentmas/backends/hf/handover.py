@@ -73,6 +73,11 @@ def check(program: Program, model: LoadedModel) -> None:
                 pass
 
 
+def drops(program: Program) -> bool:
+    """Return whether a hand-over of a program does more than pass everything on."""
+    return any(isinstance(step, Handover) and not step.passes_everything for step in program.flat())
+
+
 def next_read(steps: Iterable[Step]) -> tuple[int, Read] | None:
     """Return the Read that comes next, and where it is; nothing but hand-overs may stand before it."""
     for number, step in enumerate(steps):

@@ -87,6 +87,7 @@ class LoadedModel:
         ropes: How each layer rotates its keys; None where that is not known, so that they cannot be moved.
         unmovable: Why `ropes` is None, as a sentence; empty where it is not.
         switch: The longest length of longrope's short factors; None for other models.
+        divides: Logits are divided by the ``logits_scaling`` of the configuration (Granite); HyperCLOVA X multiplies.
         fingerprint: 64 hexadecimal digits over configuration, dtype and every weight; the device does not change it.
     """
 
@@ -99,6 +100,7 @@ class LoadedModel:
     ropes: tuple[Rope, ...] | None = None
     unmovable: str = "nobody looked how its layers rotate keys"
     switch: int | None = None
+    divides: bool = True
 
     @property
     def kind(self) -> str:
@@ -141,8 +143,8 @@ class LoadedModel:
             logits: Tensor = (head.weight @ pair.T).T[: hidden.shape[0]]
         else:
             logits = head(hidden)
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / divisor
+        if (scaling := getattr(config, "logits_scaling", None)) is not None:
+            logits = logits / scaling if self.divides else logits * scaling
         if (factor := getattr(config, "logit_scale", None)) is not None:
             logits = logits * factor
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:

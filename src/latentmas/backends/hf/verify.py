@@ -27,7 +27,7 @@ from latentmas.backends.hf.rotations import find_ropes
 from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
-from latentmas.program import Join, Program, Read, SlotKind, Think
+from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,7 @@ def verified(model: LoadedModel, *, thinks: bool = False, joins: bool = False) -
         CapabilityError: The backend and the model disagree about keys, values or logits; says by how much.
     """
     fault = ""
-    for windows in _ways(model):
-        candidate = replace(model, windows=windows)
+    for candidate in _ways(model):
         found = _fault(candidate)
         if found is None:
             model = _with_ropes(candidate)
@@ -120,11 +119,50 @@ def check_watch(model: LoadedModel) -> None:
         )
 
 
-def _ways(model: LoadedModel) -> Iterator[dict[str | None, int | None]]:
-    """Yield what the configuration says of windows, then that the model ignores it, as Llama does."""
-    yield model.windows
+@torch.inference_mode()
+def try_handovers(model: LoadedModel, alignment: Alignment, program: Program) -> None:
+    """Run the hand-overs of a program once, on prompts of a few tokens and one thought of each agent.
+
+    Raises:
+        CapabilityError: A filter cannot look at what this model keeps; says why.
+    """
+    rollout = Rollout(model, alignment, [Row(program=_in_short(program), seed=0)])
+    try:
+        rollout.run()
+    except CapabilityError:
+        raise
+    except Exception as error:
+        kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
+        raise CapabilityError(
+            f"hand-overs that keep {kept} do not work on {model.kind} ({_short(error)}); use another filter"
+        ) from error
+
+
+def _in_short(program: Program) -> Program:
+    """Return a program of the same steps that takes next to no time."""
+    steps: list[Step] = []
+    for step in program:
+        match step:
+            case Read():
+                steps.append(replace(step, tokens=step.tokens[:5], text=""))
+            case Think():
+                steps.append(replace(step, steps=min(step.steps, 1)))
+            case Write():
+                steps.append(replace(step, max_new_tokens=1))
+            case Join():
+                steps.append(Join(branches=tuple(map(_in_short, step.branches))))
+            case _:
+                steps.append(step)
+    return Program(tuple(steps))
+
+
+def _ways(model: LoadedModel) -> Iterator[LoadedModel]:
+    """Yield the model as its configuration is usually meant, then as some classes take it."""
+    yield model
     if any(width is not None for width in model.windows.values()):
-        yield dict.fromkeys(model.windows)
+        yield replace(model, windows=dict.fromkeys(model.windows))  # Llama ignores windows
+    if getattr(model.causal.config.get_text_config(), "logits_scaling", 1.0) not in (None, 1.0):
+        yield replace(model, divides=False)
 
 
 def _fault(model: LoadedModel) -> str | None:
