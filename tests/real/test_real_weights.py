@@ -178,11 +178,11 @@ def test_a_run_of_each_method_leaves_complete_records(real, questions_file, tmp_
     assert main(command(real, questions_file, tmp_path / "out", method)) == 0
     found = records(tmp_path / "out")
     assert [record["error"] for record in found] == [None] * 2
-    assert len({record["sample_id"] for record in found}) == 2
+    assert len({record["id"] for record in found}) == 2
     for record in found:
         assert len(record["agents"]) == agents
         assert record["text"]
-        assert record["score"]["verdict"] in ("correct", "wrong", "no_answer")
+        assert record["verdict"] in ("correct", "wrong", "no_answer")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["environment"]["model_fingerprint"] == real.backend().model.fingerprint
 

@@ -280,7 +280,7 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
             output_loading_info=True,
         )
         if "gguf_file" in where:
-            forget_packing(causal, config)
+            forget_packing(causal)
         causal.eval().requires_grad_(False)
         if options.device_map is None:
             causal.to(device)

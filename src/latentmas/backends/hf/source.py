@@ -90,7 +90,7 @@ def how_to_unpack(where: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": packing(dequantize=True)}
 
 
-def forget_packing(causal: Any, config: Any) -> None:
+def forget_packing(causal: Any) -> None:
     """Take from a model what says that its weights came out of a GGUF file; they are ordinary ones now.
 
     Raises:
@@ -100,7 +100,6 @@ def forget_packing(causal: Any, config: Any) -> None:
         raise ConfigError("transformers kept the weights of this GGUF file packed; give a transformers folder of it")
     if hasattr(causal.config, "quantization_config"):
         del causal.config.quantization_config
-    causal.config.architectures = config.architectures
 
 
 def _scales(text: Any) -> bool:
