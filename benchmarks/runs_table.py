@@ -8,24 +8,32 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
-HEAD = (
-    f"{'':<26}{'correct':>9}{'95 %':>12}{'no answer':>11}{'cut':>5}{'written':>9}{'thoughts':>10}{'prompt':>8}{'s':>7}"
-)
+COLUMNS = {"correct": 10, "95 %": 9, "no answer": 11, "cut": 5, "written": 9, "thoughts": 10, "prompt": 8, "s": 8}
 
 
 def line(folder: Path) -> str:
     """Return what a run's summary says, per sample where a mean makes sense."""
     summary = json.loads((folder / "summary.json").read_text())
     n = summary["n"]
-    between = f"{100 * summary['accuracy_low']:.0f}-{100 * summary['accuracy_high']:.0f}"
-    return (
-        f"{folder.name:<26}{summary['correct']:>5} of {n}{between:>10}{summary['verdicts']['no_answer']:>11}"
-        f"{summary['cut_by_length']:>5}{summary['written_tokens'] / n:>9.1f}{summary['thoughts'] / n:>10.1f}"
-        f"{summary['prompt_tokens'] / n:>8.0f}{summary['seconds_per_sample']:>7.2f}"
-        + (f"  {summary['errors']} errors" if summary["errors"] else "")
+    cells = (
+        f"{summary['correct']} of {n}",
+        f"{100 * summary['accuracy_low']:.0f}-{100 * summary['accuracy_high']:.0f}",
+        summary["verdicts"]["no_answer"],
+        summary["cut_by_length"],
+        f"{summary['written_tokens'] / n:.1f}",
+        f"{summary['thoughts'] / n:.1f}",
+        f"{summary['prompt_tokens'] / n:.0f}",
+        f"{summary['seconds_per_sample']:.2f}",
     )
+    errors = f"  {summary['errors']} errors" if summary["errors"] else ""
+    return f"{folder.name:<26}" + row(cells) + errors
+
+
+def row(cells: Iterable[object]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
 
 
 def answer(folder: Path, number: int) -> str:
@@ -37,7 +45,7 @@ def answer(folder: Path, number: int) -> str:
 
 
 def main(folders: list[Path], number: int = 1) -> None:
-    print(HEAD)
+    print(" " * 26 + row(COLUMNS))
     for folder in folders:
         print(line(folder))
     question = json.loads((folders[0] / "records.jsonl").read_text().splitlines()[number])["question"]
