@@ -142,7 +142,7 @@ def test_a_session_says_what_its_program_says_and_its_forks_and_files_go_on_alik
         assert other.read("judger", "How many? Answer in one sentence.").write("judger", NEW_TOKENS) == text
     [completion] = backend.run([session.program])
     assert completion.text == text
-    assert session.write("judger", 4) != ""
+    assert session.read("judger", "Why?").write("judger", 6), "what was written is a part of what is read on"
 
 
 # Runs
