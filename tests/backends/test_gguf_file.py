@@ -238,6 +238,7 @@ def test_a_run_on_a_file_is_continued_and_says_the_fingerprint_of_the_folder(fil
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     (tmp_path / "out" / "records.jsonl").write_text("\n".join(lines[:1]) + "\n")
     assert main([*words, "--max_samples", "3"]) == 0
+    assert "it/s" not in capsys.readouterr().err, "the bars of transformers are off"
     again = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert len(again) == len(lines) == 3
     assert again[0] == lines[0]

@@ -32,7 +32,7 @@ def located(options: LoadOptions) -> Iterator[dict[str, Any]]:
         return
     path = Path(options.model_name)
     check_file(path)
-    with tempfile.TemporaryDirectory(prefix="latentmas-gguf-") as folder:
+    with tempfile.TemporaryDirectory(prefix="latentmas-gguf-") as folder, _bar_as_told():
         (Path(folder) / path.name).symlink_to(path.resolve())
         yield {"pretrained_model_name_or_path": folder, "gguf_file": path.name, **shared}
 
@@ -100,6 +100,24 @@ def forget_packing(causal: Any) -> None:
         raise ConfigError("transformers kept the weights of this GGUF file packed; give a transformers folder of it")
     if hasattr(causal.config, "quantization_config"):
         del causal.config.quantization_config
+
+
+@contextmanager
+def _bar_as_told() -> Iterator[None]:
+    """Turn off the bar of transformers' reader of GGUF files where its other bars are off; it asks nobody."""
+    import transformers.modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    reader: Any = transformers.modeling_gguf_pytorch_utils
+    bar = getattr(reader, "tqdm", None)
+    if bar is None or logging.is_progress_bar_enabled():
+        yield
+        return
+    reader.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _scales(text: Any) -> bool:
