@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import latentmas
+from latentmas.backends import gguf_file
 
 
 def command() -> int:
@@ -36,6 +37,7 @@ def _software() -> list[tuple[str, str]]:
     for package in ("torch", "transformers", "datasets", "numpy"):
         rows.append((package, _version(package) or "not installed"))
     rows.append(("math-verify", _version("math-verify") or "not installed: pip install 'latentmas[math]'"))
+    rows.append(("gguf", _version("gguf") or f"not installed: {gguf_file.INSTALL}"))
     return rows
 
 

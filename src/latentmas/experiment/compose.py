@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from latentmas import agents, prompts, rows, tasks
 from latentmas.agents import AgentGraph
+from latentmas.backends import gguf_file
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
 from latentmas.experiment import artifacts, engines, handovers, models
@@ -360,17 +361,25 @@ def _check_target(sample: Sample, index: int, task: Task, grading: Grading) -> N
 
 
 def _check_model_name(model_name: str) -> None:
-    """Refuse what is neither a folder nor a hub id, without importing torch."""
+    """Refuse what is neither a folder nor a GGUF file nor a hub id, without importing torch."""
     path = Path(model_name)
     if model_name in (EMBEDDED, SCRIPTED) or (path / "config.json").is_file():
         return
+    if gguf_file.is_gguf(model_name):
+        gguf_file.check_file(path)
+        return
+    if path.is_dir() and (files := sorted(each for each in path.iterdir() if gguf_file.is_gguf(each.name))):
+        raise ConfigError(
+            f"{model_name!r} has no config.json, but {len(files)} GGUF file{'s' * (len(files) > 1)}; give the file "
+            f"itself: --model_name {files[0]}"
+        )
     if path.exists():
-        raise ConfigError(f"{model_name!r} has no config.json; expected a transformers model folder")
+        raise ConfigError(f"{model_name!r} has no config.json; expected a transformers model folder or a .gguf file")
     owner, slash, name = model_name.partition("/")
     if not slash or not owner.strip(".~") or "/" in name or not name:
         raise ConfigError(
-            f"there is no model folder {model_name!r}; give a local folder, a hub id such as Qwen/Qwen3-4B, "
-            f"or {EMBEDDED!r} for the embedded model"
+            f"there is no model folder {model_name!r}; give a local folder, a .gguf file, a hub id such as "
+            f"Qwen/Qwen3-4B, or {EMBEDDED!r} for the embedded model"
         )
 
 

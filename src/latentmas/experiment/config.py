@@ -128,7 +128,7 @@ class RunConfig(BaseModel):
     )
     model_name: Annotated[str, WHAT] = Field(
         min_length=1,
-        description="Hub id or local folder of any causal language model; tiny is the embedded one.",
+        description="Hub id, local folder or .gguf file of any causal language model; tiny is the embedded one.",
     )
     task: Annotated[str, BeforeValidator(task_name), WHAT] = Field(
         default="gsm8k",

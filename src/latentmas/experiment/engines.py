@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentmas.backends.gguf_file import is_gguf
 from latentmas.errors import CapabilityError, ConfigError
 from latentmas.experiment.config import RunConfig, calm_vllm
 from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
@@ -27,6 +28,7 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
 
     if config.model_name == SCRIPTED:
         raise ConfigError(f"{SCRIPTED!r} is a backend without a model; drop --use_vllm")
+    _refuse_gguf(config.model_name)
     thinks = Capability.MEMORY in method.needs
     can = backend.LATENT_CAPABILITIES if thinks else backend.STOCK_CAPABILITIES
     if missing := method.needs - can:
@@ -59,6 +61,7 @@ def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool, with_text: bo
     from latentmas.backends.vllm.engine import EngineOptions
 
     assert isinstance(codec, ChatCodec)
+    _refuse_gguf(config.model_name)
     options = load_options(config)
     model = load_config(options)
     [architecture, *_] = model.architectures or ["a model without architectures in its configuration"]
@@ -84,6 +87,14 @@ def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool, with_text: bo
         max_num_seqs=config.generate_bs if "generate_bs" in config.model_fields_set else None,
         more=json.loads(config.vllm_options),
     )
+
+
+def _refuse_gguf(model_name: str) -> None:
+    if is_gguf(model_name):
+        raise CapabilityError(
+            f"the vllm backend takes no GGUF file such as {model_name!r}; give it a transformers folder made from the "
+            "file, as docs/real-models.md shows, or leave --use_vllm out: the transformers backend takes the file"
+        )
 
 
 def _settings(

@@ -22,7 +22,7 @@ class Team:
     """Agents that share one model and answer questions.
 
     Args:
-        model_name: Hub id, local folder, or ``tiny`` for the embedded model.
+        model_name: Hub id, local folder, ``.gguf`` file, or ``tiny`` for the embedded model.
         method: ``latent_mas``, ``text_mas`` or ``baseline``.
         graph: Who hears whom; None is planner, critic, refiner, judger in a chain, or as `options` say.
         prompt, latent_steps, generate_bs: As on the command line; None takes what the model folder recommends, else the

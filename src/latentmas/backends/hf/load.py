@@ -17,7 +17,9 @@ from torch import Tensor
 
 from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
+from latentmas.backends.gguf_file import is_gguf
 from latentmas.backends.hf import architecture, longrope
+from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located, tokenizer_of_gguf
 from latentmas.backends.hf.template import turn_end_tokens
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.rope import Rope
@@ -181,10 +183,8 @@ def load_config(options: LoadOptions) -> Any:
     """
     from transformers import AutoConfig
 
-    with _loading(options.model_name):
-        config = AutoConfig.from_pretrained(
-            options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
-        )
+    with _loading(options.model_name), located(options) as where:
+        config = config_of_gguf(options, where) if "gguf_file" in where else AutoConfig.from_pretrained(**where)
     architecture.check(config)
     architecture.check_attention(config, options.attn_implementation)
     return config
@@ -228,10 +228,8 @@ def load_tokenizer(options: LoadOptions) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _loading(options.model_name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            options.model_name, trust_remote_code=options.trust_remote_code, revision=options.revision
-        )
+    with _loading(options.model_name), located(options) as where:
+        tokenizer = tokenizer_of_gguf(where) if "gguf_file" in where else AutoTokenizer.from_pretrained(**where)
         ids = tokenizer("one two 3", add_special_tokens=False).input_ids
     if not ids:
         raise ConfigError(
@@ -244,6 +242,8 @@ def load_stop_tokens(options: LoadOptions, config: Any, tokenizer: Any) -> froze
     """Return every end-of-text id, as `LoadedModel.stop_tokens` has them; reads no weights."""
     from transformers import GenerationConfig
 
+    if is_gguf(options.model_name):
+        return _stop_tokens(GenerationConfig.from_model_config(config), config.get_text_config(), tokenizer)
     try:
         generation = GenerationConfig.from_pretrained(options.model_name, revision=options.revision or "main")
     except OSError:  # models may come without one; transformers then takes what the configuration says
@@ -263,18 +263,19 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
     config = load_config(options)
     device, dtype = options.resolved_device(), options.resolved_dtype(config)
     attention = architecture.check_attention(config, options.attn_implementation)
-    with _loading(options.model_name):
+    with _loading(options.model_name), located(options) as where:
         loader: Any = AutoModelForCausalLM
         causal, loaded = loader.from_pretrained(
-            options.model_name,
+            **where,
+            **how_to_unpack(where),
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             device_map=options.device_map,
-            trust_remote_code=options.trust_remote_code,
-            revision=options.revision,
             output_loading_info=True,
         )
+        if "gguf_file" in where:
+            forget_packing(causal)
         causal.eval().requires_grad_(False)
         if options.device_map is None:
             causal.to(device)
