@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from rich.console import Console
@@ -53,6 +53,8 @@ class Plan(Protocol):
     @property
     def withhold(self) -> bool: ...
     @property
+    def remarks(self) -> Sequence[str]: ...
+    @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
@@ -93,6 +95,8 @@ def command(**options: object) -> int:
             from latentmas.experiment import compose
 
             plan = compose.check(config)
+            for remark in plan.remarks:
+                say(console, remark)
             if plan.config.dry_run:
                 print(f"{plan.first_program().describe()}\n{plan.counts()}")
                 return 0

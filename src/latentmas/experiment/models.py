@@ -37,6 +37,15 @@ def model_defaults(model_name: str) -> Mapping[str, object]:
     return content
 
 
+def recommended_sampling(config: RunConfig) -> Mapping[str, float | int]:
+    """Return how the model folder recommends to sample; nothing for a backend without a model."""
+    if config.model_name == SCRIPTED:
+        return {}
+    from latentmas.backends.hf import recommended
+
+    return recommended.recommended_sampling(load_options(config))
+
+
 def open_codec(config: RunConfig) -> Codec:
     """Return the tokenizer side of a model, and check its configuration; loads no weights."""
     if config.model_name == SCRIPTED:
@@ -47,7 +56,7 @@ def open_codec(config: RunConfig) -> Codec:
     options = load_options(config)
     options.resolved_device()
     load_config(options)
-    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think)
+    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking)
 
 
 def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
@@ -63,12 +72,13 @@ def open_transformers(config: RunConfig, codec: Codec) -> HFBackend:
     model = load_model(load_options(config), codec.tokenizer)
     model = verified(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    space = model.space()
+    space = model.space(len(codec.tokenizer))
+    ridge = f"ridge-{model.fingerprint}-{space.vocabulary}-{dtype}.safetensors"
     alignment = build_alignment(
         AlignmentKind(config.alignment_name),
         space,
         soft_temperature=config.soft_temperature,
-        cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
+        cache_file=config.cache_folder / "alignment" / ridge,
     )
     return HFBackend(
         model,

@@ -16,7 +16,7 @@ from latentmas.samples import Answer, FinishReason, Sample
 @final
 @dataclass(frozen=True, slots=True)
 class TextMAS:
-    """Every agent writes; it reads what everyone before it wrote.
+    """Every agent writes; it reads what everyone before it wrote, without the blanks around a text.
 
     Attributes:
         context_characters: At most so many characters of the others' texts are read; -1 is all.
@@ -40,7 +40,7 @@ class TextMAS:
             heard = self.recipe.graph.heard_by(agent.name)
             context = self._cut("".join(entries[speaker.name] for speaker in heard))
             completion = yield text_program(self.recipe, agent, sample, context)
-            entries[agent.name] = self.recipe.prompts.entry(agent.name, completion.text)
+            entries[agent.name] = self.recipe.entry(agent, completion.text.strip())
         assert completion is not None
         return Answer(text=completion.text, finish_reason=completion.finish_reason or FinishReason.LENGTH)
 
@@ -54,7 +54,7 @@ class TextMAS:
         for agent in graph.agents:
             alone = text_program(recipe, agent, sample, "").count()
             entries = sum(
-                recipe.max_new_tokens + len(recipe.codec.encode_text(recipe.prompts.entry(speaker.name, "")))
+                recipe.max_new_tokens + len(recipe.codec.encode_text(recipe.entry(speaker, "")))
                 for speaker in graph.heard_by(agent.name)
             )
             context = entries if self.context_tokens < 0 else min(entries, self.context_tokens)

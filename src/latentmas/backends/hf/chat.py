@@ -19,12 +19,10 @@ class ChatCodec:
     Attributes:
         tokenizer: A transformers tokenizer.
         enable_thinking: Given to the template; None leaves the template its own default.
-        think: Start every reply with ``<think>``, unless the template already did.
     """
 
     tokenizer: Any
     enable_thinking: bool | None = None
-    think: bool = False
     _system_role: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @property
@@ -39,18 +37,21 @@ class ChatCodec:
         )
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
-    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
+    def encode_chat(self, messages: Sequence[Message], *, think: bool = False) -> Encoded:
         """Render a chat that ends where the reply begins.
 
         A system message is put before the first user message where the template has no system role.
+
+        Args:
+            think: Start the reply with ``<think>``, unless the template already did.
         """
         if not self.tokenizer.chat_template:
-            text = _plain(messages)
-            ids = self.tokenizer(self._opened(text)).input_ids  # with the special tokens the model expects first
-            return Encoded(self._opened(text), tuple(ids))
+            text = _opened(_plain(messages), think)
+            ids = self.tokenizer(text).input_ids  # with the special tokens the model expects first
+            return Encoded(text, tuple(ids))
         if not self._takes_system():
             messages = _without_system(messages)
-        text = self._opened(self._render(messages))
+        text = _opened(self._render(messages), think)
         return Encoded(text, self.encode_text(text))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -58,11 +59,6 @@ class ChatCodec:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def _opened(self, text: str) -> str:
-        if not self.think or text.rstrip().endswith(THINK_TAG):
-            return text
-        return f"{text}{THINK_TAG}\n"
 
     def _takes_system(self) -> bool:
         """Whether the template shows a system message; some raise, some drop it without a word.
@@ -88,6 +84,10 @@ class ChatCodec:
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
         except Exception as error:  # a template is a program that came with the model
             raise ConfigError(f"the model's chat template refuses this chat: {error}") from error
+
+
+def _opened(text: str, think: bool) -> str:
+    return f"{text}{THINK_TAG}" if think and not text.rstrip().endswith(THINK_TAG) else text
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
