@@ -55,8 +55,8 @@ class EmbeddingSpace:
         embed: Token ids ``[n]`` to what the embedding module puts out, ``[n, E]`` (Gemma scales in there).
         head: LM head weight, at least ``[V, E]``, or the rows of it that this process holds.
         logits: ``[B, E]`` hidden states to ``[B, >= V]`` logits.
-        vocabulary: V, rows of the input embedding that the tokenizer can produce. Rows behind them are padding, which no
-            model ever read: they take no part in an alignment, nor does what the head says of them.
+        vocabulary: V, rows of the input embedding that the tokenizer can produce. Rows behind them are padding, which
+            no model ever read: they take no part in an alignment, nor does what the head says of them.
         tied: Input embedding and LM head are one matrix.
         compute: dtype of the arithmetic: float64 for float64 models, else float32.
         first_row: Of the vocabulary, where `head` begins.

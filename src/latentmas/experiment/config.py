@@ -151,8 +151,8 @@ class RunConfig(BaseModel):
     prompt: Annotated[str, BeforeValidator(file_or_name), TEAM] = Field(
         default="sequential",
         min_length=1,
-        description="Prompt set, which is what agents are told: sequential, hierarchical (both in words of our own), or "
-        "the .yaml file of a set of your own (docs/prompts.md).",
+        description="Prompt set, which is what agents are told: sequential, hierarchical (both in words of our own), "
+        "or the .yaml file of a set of your own: docs/prompts.md, examples/prompts.yaml.",
     )
     topology: Annotated[Literal["chain", "parallel"], Flag(panel=_TEAM, says_default=True)] = Field(
         default="chain",

@@ -40,8 +40,9 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
         raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
     if thinks and config.repetition_penalty != 1:
         raise CapabilityError(
-            f"vLLM would count the prompts of all agents into --repetition_penalty {config.repetition_penalty:g}, where "
-            "only the last agent's own belongs; leave it at 1, or leave --use_vllm out: the transformers backend can"
+            f"vLLM would count the prompts of all agents into --repetition_penalty {config.repetition_penalty:g}, and "
+            "only the last agent's own belongs there; leave it at 1, or leave --use_vllm out: the transformers backend "
+            "can"
         )
     compatibility.check_installed()
     if thinks and config.use_second_HF_model:

@@ -104,7 +104,7 @@ class Recipe:
         return self.prompts.entry(self.told_as(agent), text)
 
     def told_as(self, agent: Agent) -> str:
-        """Return what others know an agent by: its own name where it has one, else that of its role in the prompt set."""
+        """Return what others know an agent by: its own name, else what the prompt set calls its role."""
         return agent.name if agent.name != agent.role else self.prompts.name_of(agent.role)
 
     def _messages(self, agent: Agent, use: Use, sample: Sample, context: str = "") -> list[Message]:

@@ -228,7 +228,6 @@ def parse_prompts(text: str, source: str = "prompt file") -> PromptSet:
         if first["type"] == "literal_error":
             said = f"expected {first['ctx']['expected']}, found {first['input']!r}"
         raise ConfigError(f"{source}, line {line_of(root, place)}, {field_of(place)}: {said}") from error
-    lines = {".".join(place): line_of(root, place) for place in _places(root)}
     for place, fault in _faults(entry):
         raise ConfigError(f"{source}, line {line_of(root, place)}, {field_of(place)}: {fault}")
     return PromptSet(
@@ -240,7 +239,7 @@ def parse_prompts(text: str, source: str = "prompt file") -> PromptSet:
         topology={Use(use): topology for use, topology in entry.topology.items()},
         answer_format=entry.answer_format,
         agents={role: {Use(use): words for use, words in uses.items()} for role, uses in entry.agents.items()},
-        lines=lines,
+        lines=_lines(root),
     )
 
 
@@ -251,16 +250,17 @@ _EXPECTED: Final = {
 }
 
 
-def _places(root: yaml.Node | None) -> list[tuple[str, ...]]:
-    """Return every way from the root of a file to a key in it."""
-    found: list[tuple[str, ...]] = []
-    waiting: list[tuple[tuple[str, ...], yaml.Node | None]] = [((), root)]
+def _lines(root: yaml.Node | None) -> dict[str, int]:
+    """Return the line of every key of a checked file, under all keys on the way to it."""
+    found: dict[str, int] = {}
+    waiting: list[tuple[str, yaml.Node | None]] = [("", root)]
     while waiting:
         place, node = waiting.pop()
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                found.append((*place, str(key.value)))
-                waiting.append(((*place, str(key.value)), value))
+                name = f"{place}.{key.value}" if place else str(key.value)
+                found[name] = key.start_mark.line + 1
+                waiting.append((name, value))
     return found
 
 
