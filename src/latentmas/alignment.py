@@ -126,9 +126,9 @@ class SoftEmbedding:
     temperature: float
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.space.logits(hidden)[:, : self.space.vocabulary]
-        scaled = logits.to(self.space.compute) / self.temperature
-        weights = torch.softmax(scaled, dim=-1)  # [B, V]
+        scaled = self.space.logits(hidden).to(self.space.compute) / self.temperature
+        # What padding gets of the probability makes the mean shorter, which the rescale undoes.
+        weights = torch.softmax(scaled, dim=-1)  # [B, >= V]
         mean = sum(weights[:, span].to(rows.device) @ rows.to(self.space.compute) for span, rows in self.space.chunks())
         assert isinstance(mean, Tensor)
         return rescale(mean, self.norm).to(hidden.device, hidden.dtype)
