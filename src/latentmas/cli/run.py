@@ -83,6 +83,11 @@ def command(**options: object) -> int:
       latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
         --task gsm8k --latent_steps 20 --prompt sequential --max_samples 100
 
+    [bold]Words of your own for all agents (docs/prompts.md says what may stand in the file):[/bold]
+
+      latentmas run --method text_mas --model_name Qwen/Qwen3-4B
+        --task gsm8k --prompt examples/prompts.yaml --dry_run
+
     [bold]Does the memory matter? The same with another question's memory:[/bold]
 
       latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
