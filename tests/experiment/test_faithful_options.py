@@ -13,7 +13,7 @@ import pytest
 from latentmas import Team
 from latentmas.cli import main
 from latentmas.errors import ConfigError
-from latentmas.experiment import compose
+from latentmas.experiment import compose, models
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.store import read_records
 
@@ -138,6 +138,28 @@ def test_sampling_model_takes_what_was_not_given_and_leaves_it_in_the_program(re
     out, err = capsys.readouterr()
     assert "temperature 0.9, top-p 0.7, top-k 5, repetition penalty 1.3" in out
     assert err == ""
+    (recommending / "generation_config.json").write_text("{}")
+    assert main([*words, "--model_name", str(recommending)]) == 0
+    assert "recommends no sampling, so --sampling model changes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [("{", "not valid JSON"), ("[]", "expected an object"), ('{"top_k": "20"}', "top_k '20'")]
+)
+def test_a_recommendation_that_cannot_be_read_is_refused(recommending, content, complaint):
+    (recommending / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=complaint):
+        Team(str(recommending), method="baseline")
+
+
+def test_a_folder_without_recommendations_or_with_odd_ones_says_nothing(recommending, capsys):
+    config = RunConfig.from_options({"method": "baseline", "model_name": str(recommending)})
+    path = recommending / "generation_config.json"
+    path.write_text('{"do_sample": false, "temperature": 0.7, "top_p": null}')
+    assert models.recommended_sampling(config) == {"temperature": 0.7}
+    path.unlink()
+    assert models.recommended_sampling(config) == {}
+    assert capsys.readouterr().err == ""
 
 
 def test_a_team_is_greedy_unless_it_asks_for_what_the_model_recommends(recommending, model_folder):

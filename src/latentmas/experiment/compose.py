@@ -52,6 +52,7 @@ class Plan:
     Attributes:
         config: With all defaults filled in.
         ignored_sampling: What the model folder recommends and this run does not take.
+        recommends: The model folder says how to sample.
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class Plan:
     data_digest: str
     grading: Grading
     ignored_sampling: Mapping[str, float | int]
+    recommends: bool
 
     @property
     def withhold(self) -> bool:
@@ -82,6 +84,8 @@ class Plan:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences that whoever starts the run should read once."""
+        if self.config.sampling == "model" and not self.recommends:
+            return ("the model folder recommends no sampling, so --sampling model changes nothing",)
         if not self.ignored_sampling:
             return ()
         return (
@@ -194,6 +198,7 @@ def check(config: RunConfig) -> Plan:
         data_digest=rows.data_digest(samples),
         grading=grading,
         ignored_sampling=config.ignored_sampling(recommended),
+        recommends=bool(recommended),
     )
 
 
