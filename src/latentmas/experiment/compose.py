@@ -110,6 +110,7 @@ class Plan:
         """Return for a person what the whole run costs at most."""
         counts = [self.method.count(sample) for sample in self.samples]
         lines = (
+            ("samples", len(self.samples)),
             ("prompt tokens, at most", sum(count.prompt_tokens for count in counts)),
             ("thoughts", sum(count.thoughts for count in counts)),
             ("written tokens, at most", sum(count.max_written_tokens for count in counts)),
@@ -118,7 +119,7 @@ class Plan:
         )
         told = [f"{name:<32}{value:>14,}" for name, value in lines]
         if self.config.method != "baseline":
-            told.insert(0, f"{'topology':<32}{self.topology:>14}")
+            told.insert(1, f"{'topology':<32}{self.topology:>14}")
         return "\n".join(told)
 
     @property
