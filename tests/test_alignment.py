@@ -176,6 +176,26 @@ def test_the_mean_norm_is_that_of_what_enters_the_model(tiny: Any, kind: str) ->
     assert tiny.model(kind).space().mean_norm() == pytest.approx(expected, rel=1e-7)
 
 
+def test_padding_of_the_embedding_takes_no_part(tiny: Any) -> None:
+    """Rows that no tokenizer can produce move neither the mean norm, nor the ridge, nor a soft thought."""
+    known = 200
+    causal = tiny.causal("qwen3")
+    made = tiny.model("qwen3").space(known)
+    table, head = causal.get_input_embeddings().weight[:known], causal.get_output_embeddings().weight[:known]
+    assert made.mean_norm() == pytest.approx(float(table.norm(dim=1).mean()), rel=1e-12)
+    assert made.mean_norm() != pytest.approx(tiny.model("qwen3").space().mean_norm(), rel=1e-6)
+    gram = head.T @ head + RIDGE_LAMBDA * torch.eye(head.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(ridge_matrix(made), torch.linalg.inv(gram) @ head.T @ table, rtol=0, atol=1e-9)
+    hidden = torch.randn(3, head.shape[1], generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    mean = torch.softmax(hidden @ head.T / 2.0, dim=-1) @ table
+    expected = mean / mean.norm(dim=1, keepdim=True) * made.mean_norm()
+    torch.testing.assert_close(SoftEmbedding(made, made.mean_norm(), 2.0)(hidden), expected)
+
+
+def test_a_tokenizer_longer_than_the_embedding_takes_all_rows(tiny: Any) -> None:
+    assert tiny.model("qwen3").space(10_000).vocabulary == tiny.model("qwen3").vocabulary
+
+
 def test_tied_models_are_recognized(tiny: Any) -> None:
     assert tiny.model(tied=True).space().tied
     assert not tiny.model(tied=False).space().tied

@@ -107,6 +107,8 @@ def variants() -> list[Program]:
         (read, think, handover, last, replace(write, sampling=Sampling(temperature=0.6))),
         (read, think, handover, last, replace(write, sampling=Sampling(temperature=0.6, top_p=0.9))),
         (read, think, handover, last, replace(write, sampling=Sampling(temperature=0.6, top_k=3))),
+        (read, think, handover, last, replace(write, sampling=Sampling(temperature=0.6, min_p=0.1))),
+        (read, think, handover, last, replace(write, sampling=Sampling(repetition_penalty=1.1))),
         (read, think, last, write),
         (read, handover, think, last, write),
         (Join(branches=BRANCHES), last, write),

@@ -6,23 +6,19 @@ agents are told: that is a prompt set, unless an agent brings a prompt of its ow
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from latentmas.errors import ConfigError
+from latentmas.yaml_files import field_of, kind_of, line_of, prompt_fault, read_text, read_yaml, sentence
 
-PLACEHOLDERS: Final = ("question", "answer_format", "context")
-"""What a prompt may leave to be filled in, in braces."""
 CHAIN_ROLES: Final = ("planner", "critic", "refiner", "judger")
 """The four agents of the paper, in the order in which they work."""
 
@@ -176,44 +172,39 @@ def load_team(path: Path | str, wiring: Wiring | None = None) -> AgentGraph:
     Raises:
         ConfigError: The file cannot be read or describes no team. Names the line and the field.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"team file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"team file {str(path)!r} cannot be read: {error.strerror}") from error
-    return parse_team(text, str(path), wiring)
+    return parse_team(read_text(Path(path), "team file"), str(path), wiring)
 
 
 def parse_team(text: str, source: str = "team", wiring: Wiring | None = None) -> AgentGraph:
     """Return the team that this YAML text describes. `source` names it in errors."""
-    root, content = _read_yaml(text, source)
+    root, content = read_yaml(text, source, "a team")
     if not isinstance(content, dict):
-        raise ConfigError(f"{source}, line 1, top level: expected 'agents:' and a list, found {_kind(content)}")
+        raise ConfigError(f"{source}, line 1, top level: expected 'agents:' and a list, found {kind_of(content)}")
     try:
         entry = _TeamEntry.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = first["loc"]
-        raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {_sentence(first)}") from error
+        raise ConfigError(f"{source}, line {line_of(root, place)}, {field_of(place)}: {_sentence(first)}") from error
     agents: list[Agent] = []
     for number, item in enumerate(entry.agents):
         if item.name in {agent.name for agent in agents}:
             place = ("agents", number, "name")
             raise ConfigError(
-                f"{source}, line {_line(root, place)}, {_field(place)}: two agents are called {item.name!r}; "
+                f"{source}, line {line_of(root, place)}, {field_of(place)}: two agents are called {item.name!r}; "
                 "names must be unique in a team"
             )
         if item.role is None and item.prompt is None:
             place = ("agents", number)
             raise ConfigError(
-                f"{source}, line {_line(root, place)}, {_field(place)}: {item.name!r} has neither a role nor a prompt"
+                f"{source}, line {line_of(root, place)}, {field_of(place)}: {item.name!r} has neither a role nor a "
+                "prompt"
             )
         prompts = item.prompt
         for prompt in (prompts.text, prompts.latent) if prompts else ():
-            if prompt is not None and (fault := _fault(prompt)):
+            if prompt is not None and (fault := prompt_fault(prompt)):
                 place = ("agents", number, "prompt")
-                raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {fault}")
+                raise ConfigError(f"{source}, line {line_of(root, place)}, {field_of(place)}: {fault}")
         agents.append(
             Agent(
                 name=item.name,
@@ -231,129 +222,9 @@ def parse_team(text: str, source: str = "team", wiring: Wiring | None = None) ->
         return AgentGraph(tuple(agents), frozenset((speaker, hearer) for speaker, hearer in entry.edges))
     except ConfigError as error:
         place = ("agents",) if entry.edges is None else ("edges",)
-        raise ConfigError(f"{source}, line {_line(root, place)}, {_field(place)}: {error}") from error
-
-
-def _read_yaml(text: str, source: str) -> tuple[yaml.Node | None, object]:
-    """Return the nodes, which know their lines, and the values of a YAML text."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        faults = list(_key_faults(root))
-        content = None if faults else yaml.safe_load(text)
-    except RecursionError as error:
-        raise ConfigError(f"{source} is nested too deeply to be a team") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{line}: no valid YAML: {getattr(error, 'problem', error)}") from error
-    except (AttributeError, LookupError, ValueError) as error:  # PyYAML's own, for the date 2020-13-45 or !!bool x
-        raise ConfigError(f"{source}: a value is not what its form says; put it in quotes ({error})") from error
-    if faults:
-        number, fault = faults[0]
-        raise ConfigError(f"{source}, line {number}: {fault}")
-    return root, content
-
-
-_KINDS: Final = {dict: "a mapping", list: "a list", str: "text", bool: "yes or no", int: "a number", float: "a number"}
-_EXPECTED: Final = {
-    "model_type": "a mapping",
-    "dict_type": "a mapping",
-    "list_type": "a list",
-    "string_type": "text, in quotes if need be",
-    "int_type": "a whole number",
-}
-_HALF_PAIR: Final = "holds half of a surrogate pair, which is no Unicode text; write the character itself"
-
-
-def _kind(value: object) -> str:
-    """Return what a YAML value is, in plain words."""
-    return "nothing" if value is None else _KINDS.get(type(value), "a date or another special value")
+        raise ConfigError(f"{source}, line {line_of(root, place)}, {field_of(place)}: {error}") from error
 
 
 def _sentence(error: ErrorDetails) -> str:
-    """Return what is wrong with a value of a team file, in words that name nothing of this module."""
-    limits = error.get("ctx", {})
-    match error["type"]:
-        case kind if kind in _EXPECTED:
-            expected = (
-                "text, or a mapping with 'text' and 'latent'" if error["loc"][-1] == "prompt" else _EXPECTED[kind]
-            )
-            sentence = f"expected {expected}, found {_kind(error['input'])}"
-        case "too_short" | "too_long" as kind:
-            bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
-            sentence = f"expected {bound} in the list, found {limits['actual_length']}"
-        case "string_unicode":
-            sentence = _HALF_PAIR
-        case "missing":
-            sentence = "is missing"
-        case "extra_forbidden":
-            sentence = "is no field of a team file"
-        case _:
-            sentence = error["msg"].replace("Input should", "it should").replace("String should", "it should")
-    return sentence
-
-
-def _key_faults(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    """Yield line and fault of each key that is no text or stands twice in its mapping."""
-    waiting: list[yaml.Node | None] = [root]
-    seen: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += reversed(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, _ in node.value:
-                line = key.start_mark.line + 1
-                if key.tag.rpartition(":")[2] not in {"str", "merge"}:
-                    given = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
-                    yield line, f"a key must be text, and this one is {given}"
-                elif key.value in lines:
-                    yield line, f"{key.value!r} stands here a second time, the first is in line {lines[key.value]}"
-                else:
-                    lines[key.value] = line
-            waiting += [value for _, value in reversed(node.value)]
-
-
-def _fault(prompt: str) -> str | None:
-    """Return what is wrong with a prompt; None where nothing is. Braces of LaTeX are left alone."""
-    if not prompt.strip():
-        return "the prompt is blank"
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        return f"the prompt {_HALF_PAIR}"
-    plain = re.sub(r"\\[A-Za-z]+\*?(\{[^{}]*\})+", "", prompt)
-    for word in re.findall(r"\{(\s*[\w-]+\s*)\}", plain):
-        near = difflib.get_close_matches(word.strip().lower(), PLACEHOLDERS, n=1, cutoff=0.75)
-        if near and word != near[0]:
-            return f"{{{word}}} is no placeholder; did you mean {{{near[0]}}}?"
-    return None
-
-
-def _line(root: yaml.Node | None, place: Sequence[str | int]) -> int:
-    """Return the line, counted from 1, of the deepest node on the way to `place`."""
-    node = root
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            found = [value for key, value in node.value if key.value == part]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            found = node.value[part : part + 1]
-        else:
-            found = []
-        if not found:
-            # An unknown key is itself the place.
-            keys = [key for key, _ in node.value if key.value == part] if isinstance(node, yaml.MappingNode) else []
-            node = keys[0] if keys else node
-            break
-        node = found[0]
-    return node.start_mark.line + 1 if node is not None else 1
-
-
-def _field(place: Sequence[str | int]) -> str:
-    """Return a place as ``agents[1].name``."""
-    text = ""
-    for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "top level"
+    expected = "text, or a mapping with 'text' and 'latent'" if error["loc"][-1:] == ("prompt",) else None
+    return sentence(error, "team file", expected)

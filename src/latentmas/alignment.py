@@ -53,9 +53,10 @@ class EmbeddingSpace:
 
     Attributes:
         embed: Token ids ``[n]`` to what the embedding module puts out, ``[n, E]`` (Gemma scales in there).
-        head: LM head weight, ``[V, E]``, or the rows of it that this process holds.
-        logits: ``[B, E]`` hidden states to ``[B, V]`` logits.
-        vocabulary: V, rows of the input embedding.
+        head: LM head weight, at least ``[V, E]``, or the rows of it that this process holds.
+        logits: ``[B, E]`` hidden states to ``[B, >= V]`` logits.
+        vocabulary: V, rows of the input embedding that the tokenizer can produce. Rows behind them are padding, which
+            no model ever read: they take no part in an alignment, nor does what the head says of them.
         tied: Input embedding and LM head are one matrix.
         compute: dtype of the arithmetic: float64 for float64 models, else float32.
         first_row: Of the vocabulary, where `head` begins.
@@ -126,7 +127,8 @@ class SoftEmbedding:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         scaled = self.space.logits(hidden).to(self.space.compute) / self.temperature
-        weights = torch.softmax(scaled, dim=-1)  # [B, V]
+        # What padding gets of the probability makes the mean shorter, which the rescale undoes.
+        weights = torch.softmax(scaled, dim=-1)  # [B, >= V]
         mean = sum(weights[:, span].to(rows.device) @ rows.to(self.space.compute) for span, rows in self.space.chunks())
         assert isinstance(mean, Tensor)
         return rescale(mean, self.norm).to(hidden.device, hidden.dtype)
@@ -148,7 +150,7 @@ def build_alignment(
     """Return the alignment of this kind for a model.
 
     Args:
-        cache_file: Where the ridge matrix of this model is kept between runs; None computes it anew.
+        cache_file: Where the ridge matrix of this model and vocabulary is kept between runs; None computes it anew.
     """
     norm = space.mean_norm()
     if kind is AlignmentKind.SOFT:

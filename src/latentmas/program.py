@@ -169,14 +169,19 @@ class Sampling:
     """How a token is chosen.
 
     Attributes:
-        temperature: 0 is greedy, and then `top_p`, `top_k` and the seed are ignored.
+        temperature: 0 is greedy, and then `top_p`, `top_k`, `min_p` and the seed are ignored.
         top_p: Smallest set of most likely tokens whose probability reaches this, in (0, 1]; 1 is off.
         top_k: At most that many of the most likely tokens; 0 is off.
+        min_p: Only tokens that are at least this share as likely as the likeliest one, in [0, 1); 0 is off.
+        repetition_penalty: Logits of tokens that the writing agent has read or written itself are divided by this where
+            they are positive, multiplied where they are negative, also when greedy; 1 is off (CTRL, arXiv 1909.05858).
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -185,13 +190,27 @@ class Sampling:
             raise ProgramError(f"top_p is {self.top_p}; expected a number in (0, 1], where 1 is off")
         if self.top_k < 0:
             raise ProgramError(f"top_k is {self.top_k}; expected 0 (off) or a positive number")
+        if not 0 <= self.min_p < 1:
+            raise ProgramError(f"min_p is {self.min_p}; expected a number in [0, 1), where 0 is off")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ProgramError(
+                f"repetition_penalty is {self.repetition_penalty}; expected a positive number, where 1 is off"
+            )
         # 1 equals 1.0 but is written otherwise; equal programs must have equal digests.
-        object.__setattr__(self, "temperature", float(self.temperature))
-        object.__setattr__(self, "top_p", float(self.top_p))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    def __str__(self) -> str:
+        penalty = f", repetition penalty {self.repetition_penalty:g}" * (self.repetition_penalty != 1)
+        if self.greedy:
+            return f"greedy{penalty}"
+        text = f"temperature {self.temperature}, top-p {self.top_p}"
+        text += f", top-k {self.top_k}" * bool(self.top_k) + f", min-p {self.min_p:g}" * bool(self.min_p)
+        return text + penalty
 
 
 GREEDY = Sampling()
@@ -435,6 +454,12 @@ def _plain(step: Step) -> dict[str, object]:
         return {"verb": "Join", "branches": [[_plain(inner) for inner in branch] for branch in step.branches]}
     fields = asdict(step)
     fields.pop("text", None)
+    if isinstance(step, Write):
+        # What came later to sampling takes part only where it is used, so that older programs keep their digests.
+        off = asdict(GREEDY)
+        for name in ("min_p", "repetition_penalty"):
+            if fields["sampling"][name] == off[name]:
+                del fields["sampling"][name]
     return {"verb": type(step).__name__, **fields}
 
 
@@ -451,11 +476,7 @@ def _lines(program: Program, indent: str) -> Iterator[str]:
                 if step.storage is not Storage.NATIVE:
                     detail += f", stored as {step.storage.value}"
             case Write():
-                sampling = step.sampling
-                how = "greedy" if sampling.greedy else f"temperature {sampling.temperature}, top-p {sampling.top_p}"
-                if sampling.top_k and not sampling.greedy:
-                    how += f", top-k {sampling.top_k}"
-                detail = f"at most {step.max_new_tokens} tokens, {how}"
+                detail = f"at most {step.max_new_tokens} tokens, {step.sampling}"
             case Join():
                 yield f"{indent}{number:2} Join of {len(step.branches)} branches"
                 for branch in step.branches:

@@ -59,8 +59,12 @@ class Codec(Protocol):
         """Changes whenever the same chat could become other tokens."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
-        """Render a chat that ends where the model's reply begins."""
+    def encode_chat(self, messages: Sequence[Message], *, think: bool = False) -> Encoded:
+        """Render a chat that ends where the model's reply begins.
+
+        Args:
+            think: End it with the mark that opens a thinking block, unless it ends with one already.
+        """
         ...
 
     def encode_text(self, text: str) -> tuple[int, ...]:

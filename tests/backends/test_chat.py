@@ -25,9 +25,9 @@ def tokenizer(model_folder):
     return AutoTokenizer.from_pretrained(model_folder)
 
 
-def encoded(tokenizer, template, chat=CHAT, **options):
+def encoded(tokenizer, template, chat=CHAT, *, think=False, **options):
     tokenizer.chat_template = template
-    return ChatCodec(tokenizer, **options).encode_chat(chat)
+    return ChatCodec(tokenizer, **options).encode_chat(chat, think=think)
 
 
 def test_a_chat_ends_where_the_reply_begins(tokenizer):
@@ -67,9 +67,11 @@ def test_enable_thinking_reaches_the_template_only_when_it_is_said(tokenizer, op
 
 
 def test_think_opens_the_reply_with_the_tag_once(tokenizer):
-    assert encoded(tokenizer, PLAIN, think=True).text.endswith("[assistant]<think>\n")
+    prompt = encoded(tokenizer, PLAIN, think=True)
+    assert prompt.text.endswith("[assistant]<think>")
+    assert tokenizer.decode(prompt.tokens) == prompt.text
     assert encoded(tokenizer, PLAIN + "<think>\n", think=True).text.count("<think>") == 1
-    assert encoded(tokenizer, None, think=True).text.endswith("Answer:<think>\n")
+    assert encoded(tokenizer, None, think=True).text.endswith("Answer:<think>")
 
 
 def test_a_template_that_refuses_the_chat_is_an_error_of_one_sentence(tokenizer):

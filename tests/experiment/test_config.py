@@ -45,7 +45,16 @@ PUBLISHED_DEFAULTS = {
     "show_heatmaps_singlelayer": False,
     "save_embeddings": False,
 }
-OUR_DEFAULTS = {"latent_steps": 20, "device": "auto", "top_k": 0, "handover": "full", "handover_at": "final"}
+OUR_DEFAULTS = {
+    "latent_steps": 20,
+    "device": "auto",
+    "top_k": 0,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "topology": "chain",
+    "handover": "full",
+    "handover_at": "final",
+}
 
 
 @pytest.mark.parametrize(("name", "value"), [*PUBLISHED_DEFAULTS.items(), *OUR_DEFAULTS.items()])
@@ -196,6 +205,35 @@ def test_recommendations_do_not_become_explicit():
     resolved = config().with_defaults({"latent_steps": 5}, {})
     assert resolved.model_fields_set == {"method", "model_name"}
     assert resolved.with_defaults({"latent_steps": 6}, {}).latent_steps == 6
+
+
+def test_a_model_folder_decides_how_to_sample_only_where_it_is_asked_to_and_nothing_was_said():
+    wish = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    assert config().with_sampling(wish) == config()
+    taken = config(sampling="model", temperature=0.9).with_sampling(wish)
+    assert (taken.temperature, taken.top_k, taken.repetition_penalty, taken.top_p) == (0.9, 20, 1.1, 0.95)
+    assert taken.model_fields_set == {"method", "model_name", "sampling", "temperature"}
+    with pytest.raises(ConfigError, match=r"top_p is 7.*recommended by the model folder"):
+        config(sampling="model").with_sampling({"top_p": 7})
+
+
+def test_what_is_ignored_is_what_is_recommended_and_neither_taken_nor_decided():
+    wish = {"temperature": 0.7, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1}
+    assert config().ignored_sampling(wish) == {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    assert config(top_k=3).ignored_sampling(wish) == {"temperature": 0.7, "repetition_penalty": 1.1}
+    assert config(temperature=0).ignored_sampling(wish) == {"repetition_penalty": 1.1}
+    assert config(sampling="model").with_sampling(wish).ignored_sampling(wish) == {}
+
+
+def test_a_default_topology_fills_in_and_never_overrides():
+    assert config().with_topology("parallel").topology == "parallel"
+    assert config().with_topology("parallel").model_fields_set == {"method", "model_name"}
+    assert config(topology="chain").with_topology("parallel").topology == "chain"
+
+
+def test_the_path_of_a_prompt_file_keeps_its_dashes():
+    assert config(prompt="my-own/prompts-2.yaml").prompt == "my-own/prompts-2.yaml"
+    assert config(prompt="my-set").prompt == "my_set"
 
 
 def test_a_recommendation_does_not_compete_with_the_other_name_of_the_same_decision():

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from latentmas.agents import Agent, AgentGraph, chain
+from latentmas.agents import Agent, AgentGraph, chain, parallel
 from latentmas.backends.scripted import ByteCodec, ScriptedBackend
 from latentmas.errors import ConfigError
 from latentmas.methods import baseline, latent_mas, text_mas
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe, latent_program
 from latentmas.methods.controls import Control, control, donors
 from latentmas.program import Budget, Handover, Join, KeepSpec, Program, Read, Think, ThoughtSource, Write
-from latentmas.prompts import load_prompts
+from latentmas.prompts import load_prompts, parse_prompts
 from latentmas.samples import AnswerKind, Sample
 
 SAMPLES = [Sample(id=f"s{n}", question=f"what is {n} + {n}?", target=str(2 * n)) for n in range(7)]
@@ -226,6 +226,87 @@ def test_old_prompts_are_repeated_by_those_who_hear_them():
     assert repeated[0] == plain[0]
     question = SAMPLES[0].question
     assert [text.count(question) for text in repeated] == [1, 2, 3, 4]
+
+
+def test_old_prompts_are_quoted_as_what_others_were_told_and_hold_those_before_them():
+    prompts = parse_prompts(
+        'old_prompt_entry: "{agent} heard [{prompt}] "\n'
+        "names: {planner: P, critic: C}\n"
+        "agents:\n"
+        "  planner: {latent: 'plan {question}'}\n"
+        "  critic: {latent: 'doubt {old_prompts}!'}\n"
+        "  judger: {latent: 'answer'}\n"
+    )
+    graph = chain([Agent(name=role, role=role) for role in ("planner", "critic", "judger")])
+    made = recipe(prompts=prompts, graph=graph)
+    asked = SAMPLES[1].question
+    texts = ["plan " + asked, "doubt !", "answer"]
+    assert [read.text for read in latent_program(made, SAMPLES[1]).reads] == [
+        f"user: {text}\nassistant: " for text in texts
+    ]
+    second = f"doubt P heard [plan {asked}] !"
+    texts = [f"plan {asked}", second, f"C heard [{second}] answer"]
+    quoted = latent_program(replace(made, include_old_prompts=True), SAMPLES[1])
+    assert [read.text for read in quoted.reads] == [f"user: {text}\nassistant: " for text in texts]
+
+
+@pytest.mark.parametrize("name", ["sequential", "hierarchical"])
+def test_a_judger_that_sees_old_prompts_is_told_that_they_were_for_others(name):
+    made = recipe(prompts=load_prompts(name), include_old_prompts=True)
+    *_, judger = latent_program(made, SAMPLES[0]).reads
+    own = latent_program(replace(made, include_old_prompts=False), SAMPLES[0]).reads[-1]
+    last = own.text.rpartition("user: ")[2]
+    assert judger.text.endswith(last), "its own instructions come last, whole"
+    assert judger.text.count("not\nmeant for you") == 3
+
+
+def test_old_prompts_without_a_frame_are_refused():
+    bare = parse_prompts("agents:\n  planner: {latent: 'plan'}\n  judger: {latent: '{question}'}\n", "bare.yaml")
+    pair = chain([Agent(name="planner", role="planner"), Agent(name="judger", role="judger")])
+    assert latent_mas.build(recipe(prompts=bare, graph=pair))
+    with pytest.raises(ConfigError, match=r"bare.yaml has no old_prompt_entry"):
+        latent_mas.build(recipe(prompts=bare, graph=pair, include_old_prompts=True))
+
+
+def test_texts_are_pasted_without_the_blanks_around_them_and_under_the_names_of_the_prompt_set():
+    backend = ScriptedBackend(reply="\n  two\n words \n\n")
+    made = recipe(prompts=load_prompts("hierarchical"), graph=parallel())
+    programs, answer = solved(text_mas.build(made), SAMPLES[0], backend)
+    texts = [program.steps[0].text for program in programs]
+    assert "two" not in texts[0] + texts[1] + texts[2]
+    entries = "".join(f"## From the {name}\ntwo\n words\n\n" for name in ("mathematician", "scientist", "programmer"))
+    assert entries in texts[3]
+    assert answer.text == "\n  two\n words \n\n", "a record keeps what was written"
+
+
+def test_an_agent_with_a_name_of_its_own_is_known_by_it():
+    pair = chain([Agent(name="Ada", role="planner"), Agent(name="judger", role="judger")])
+    made = recipe(prompts=load_prompts("hierarchical"), graph=pair)
+    programs, _ = solved(text_mas.build(made), SAMPLES[0], ScriptedBackend(reply="x"))
+    assert "## From the Ada\nx" in programs[1].steps[0].text
+
+
+def test_a_thinking_block_is_opened_where_an_agent_writes_and_nowhere_else():
+    made = recipe(think=True)
+    backend = ScriptedBackend(reply="x")
+    for method in (baseline.build(made), text_mas.build(made)):
+        programs, _ = solved(method, SAMPLES[0], backend)
+        assert all(program.steps[0].text.endswith("assistant: <think>") for program in programs)
+    texts = [read.text for read in latent_program(made, SAMPLES[0]).reads]
+    assert [text.endswith("<think>") for text in texts] == [False, False, False, True]
+
+
+def test_a_missing_prompt_is_refused_when_the_method_is_built():
+    some = parse_prompts("agents: {judger: {latent: '{question} {answer_format}'}}", "some.yaml")
+    alone = chain([Agent(name="judger", role="judger")])
+    with pytest.raises(ConfigError, match=r"no role of some.yaml, line 1, agents is called 'single'"):
+        baseline.build(recipe(prompts=some))
+    with pytest.raises(
+        ConfigError, match=r"agent 'judger' has no text prompt of its own, and some.yaml, line 1, agents.j"
+    ):
+        text_mas.build(recipe(prompts=some, graph=alone))
+    with pytest.raises(ConfigError, match=r"some.yaml: there are no words for answer kind 'number'"):
+        latent_mas.build(recipe(prompts=some, graph=alone))
 
 
 def test_a_team_that_is_no_chain_is_run_by_text_mas():

@@ -29,7 +29,7 @@ from latentmas.program import (
     Write,
 )
 from latentmas.protocols import Capability, Completion, Encoded, Job, JobError, Message, Outcome, StepAccount
-from latentmas.samples import FinishReason
+from latentmas.samples import THINK_TAG, FinishReason
 
 MODEL_VERSION: Final = "scripted-1"
 """Changes whenever the hash, and with it a generated text, changes."""
@@ -47,8 +47,9 @@ class ByteCodec:
     def digest(self) -> str:
         return "bytes-1"
 
-    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
+    def encode_chat(self, messages: Sequence[Message], *, think: bool = False) -> Encoded:
         text = "".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant: "
+        text += THINK_TAG if think else ""
         return Encoded(text=text, tokens=self.encode_text(text))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -324,7 +325,7 @@ class _Run:
         script = None if self.reply is None else (*self._scripted(step.agent), END_OF_TEXT)
         self.finish_reason = FinishReason.LENGTH
         for number in range(step.max_new_tokens):
-            token = self._choose(step.sampling, number) if script is None else script[number]
+            token = self._choose(step, number) if script is None else script[number]
             if token == END_OF_TEXT:
                 self.finish_reason = FinishReason.STOP
                 break
@@ -352,13 +353,19 @@ class _Run:
         )
         return ByteCodec().encode_text(self.reply(turn))
 
-    def _choose(self, sampling: Sampling, number: int) -> int:
+    def _choose(self, step: Write, number: int) -> int:
         """Return the next token: the likeliest, or with a temperature one drawn by Gumbel-max."""
+        sampling = step.sampling
         tokens = (*ALPHABET, END_OF_TEXT)
         bits = hashlib.blake2b(self.hidden, person=b"logits").digest()
         logits = {
             token: int.from_bytes(bits[2 * place : 2 * place + 2], "big") / 2**14 for place, token in enumerate(tokens)
         }
+        if sampling.repetition_penalty != 1:  # no logit here is negative
+            own = {slot.token for slot in self.slots if slot.agent == step.agent}
+            logits = {
+                token: logit / (sampling.repetition_penalty if token in own else 1) for token, logit in logits.items()
+            }
         if sampling.greedy:
             return max(tokens, key=logits.__getitem__)
         allowed = _allowed({token: logit / sampling.temperature for token, logit in logits.items()}, sampling)
@@ -366,7 +373,7 @@ class _Run:
 
 
 def _allowed(logits: dict[int, float], sampling: Sampling) -> dict[int, float]:
-    """Return the logits that top-k, then top-p leave. The likeliest token always stays."""
+    """Return the logits that top-k, then top-p, then min-p leave. The likeliest token always stays."""
     ranked = sorted(logits, key=lambda token: (-logits[token], token))[: sampling.top_k or None]
     peak = logits[ranked[0]]
     weights = [math.exp(logits[token] - peak) for token in ranked]
@@ -374,7 +381,7 @@ def _allowed(logits: dict[int, float], sampling: Sampling) -> dict[int, float]:
     reached = 0.0
     kept: dict[int, float] = {}
     for token, weight in zip(ranked, weights, strict=True):
-        if kept and reached >= needed:
+        if kept and (reached >= needed or weight < sampling.min_p):
             break
         kept[token] = logits[token]
         reached += weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from rich.console import Console
@@ -56,6 +56,8 @@ class Plan(Protocol):
     @property
     def withhold(self) -> bool: ...
     @property
+    def remarks(self) -> Sequence[str]: ...
+    @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
@@ -84,6 +86,11 @@ def command(**options: object) -> int:
       latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
         --task gsm8k --latent_steps 20 --prompt sequential --max_samples 100
 
+    [bold]Words of your own for all agents (docs/prompts.md says what may stand in the file):[/bold]
+
+      latentmas run --method text_mas --model_name Qwen/Qwen3-4B
+        --task gsm8k --prompt examples/prompts.yaml --dry_run
+
     [bold]Does the memory matter? The same with another question's memory:[/bold]
 
       latentmas run --method latent_mas --model_name Qwen/Qwen3-14B
@@ -96,6 +103,8 @@ def command(**options: object) -> int:
             from latentmas.experiment import compose
 
             plan = compose.check(config)
+            for remark in plan.remarks:
+                say(console, remark)
             if plan.config.dry_run:
                 print(f"{plan.first_program().describe()}\n{plan.counts()}")
                 return 0

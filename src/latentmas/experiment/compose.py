@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -29,7 +30,7 @@ from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
-from latentmas.prompts import PromptSet
+from latentmas.prompts import PromptSet, Use
 from latentmas.protocols import Backend, Capability, Codec, Method, Task
 from latentmas.row_files import read_rows
 from latentmas.samples import AnswerKind, Sample
@@ -53,6 +54,8 @@ class Plan:
 
     Attributes:
         config: With all defaults filled in.
+        ignored_sampling: What the model folder recommends and this run does not take.
+        recommends: The model folder says how to sample.
     """
 
     config: RunConfig
@@ -64,6 +67,8 @@ class Plan:
     codec: Codec
     data_digest: str
     grading: Grading
+    ignored_sampling: Mapping[str, float | int]
+    recommends: bool
 
     @property
     def withhold(self) -> bool:
@@ -76,7 +81,20 @@ class Plan:
         card, file = self.task.card, self.config.dataset
         hub = " ".join(filter(None, (card.source, card.config)))
         data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
-        return {**data, **handovers.notes(self.config), **self.grading.notes}
+        ignored = _listed(self.ignored_sampling) or None
+        return {**data, "ignored_sampling": ignored, **handovers.notes(self.config), **self.grading.notes}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences that whoever starts the run should read once."""
+        if self.config.sampling == "model" and not self.recommends:
+            return ("the model folder recommends no sampling, so --sampling model changes nothing",)
+        if not self.ignored_sampling:
+            return ()
+        return (
+            f"the model folder recommends {_listed(self.ignored_sampling)}, which this run ignores; "
+            "--sampling model takes it, and an option of the same name decides it",
+        )
 
     @property
     def date(self) -> datetime.date | None:
@@ -107,7 +125,18 @@ class Plan:
             ("slots of one sample, at most", max(count.max_slots for count in counts)),
             ("context of one sample, at most", max(count.positions for count in counts)),
         )
-        return "\n".join(f"{name:<32}{value:>14,}" for name, value in lines)
+        told = [f"{name:<32}{value:>14,}" for name, value in lines]
+        if self.config.method != "baseline":
+            told.insert(1, f"{'topology':<32}{self.topology:>14}")
+        return "\n".join(told)
+
+    @property
+    def topology(self) -> str:
+        """Who hears whom, in a word."""
+        for name, wiring in (("chain", agents.chain), ("parallel", agents.parallel)):
+            if self.graph == wiring(self.graph.agents):
+                return name
+        return "team file"
 
     def open(self) -> Experiment:
         """Load the weights.
@@ -141,8 +170,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     task = find_task(config.task)
     if config.dataset and "split" in config.model_fields_set and config.split != task.splits[0]:
         raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
-    recommended = {"split": task.splits[0], **task.defaults}
-    config = config.with_defaults(recommended, model_defaults(config.model_name))
+    config = config.with_defaults({"split": task.splits[0], **task.defaults}, model_defaults(config.model_name))
     grading = grading_for(
         task,
         code_exec=config.code_exec,
@@ -153,16 +181,20 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         cache_folder=config.cache_folder,
     )
     prompt_set = prompts.load_prompts(config.prompt)
+    _check_wordings(prompt_set, task)
+    config = config.with_topology(default_topology(config, prompt_set))
     graph = graph_of(config)
     _check_model_name(config.model_name)
     found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config, begun=stored_date(config.folder) or begun)
+    recommended = models.recommended_sampling(config)
+    config = config.with_sampling(recommended)
     if config.method != "baseline":
         _check_views(samples, graph)
     for index, sample in enumerate(samples):
         _check_target(sample, index, task, grading)
-    method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, samples=samples)
+    method = build_method(config, graph, prompt_set, codec, kind=task.answer_kind, task=task.name, samples=samples)
     if config.use_vllm:
         engines.check_vllm(config, method, codec)
     handovers.check(config, method.needs)
@@ -177,6 +209,8 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         codec=codec,
         data_digest=rows.data_digest(samples),
         grading=grading,
+        ignored_sampling=config.ignored_sampling(recommended),
+        recommends=bool(recommended),
     )
 
 
@@ -242,9 +276,13 @@ def build_method(
     codec: Codec,
     *,
     kind: AnswerKind,
+    task: str | None = None,
     samples: Sequence[Sample] = (),
 ) -> Method:
     """Return the method of a run.
+
+    Args:
+        task: Its name, for prompts that have words of their own for it.
 
     Raises:
         ConfigError: It cannot work with this team, hand-over or control arm.
@@ -256,7 +294,13 @@ def build_method(
         codec=codec,
         kind=kind,
         max_new_tokens=config.max_new_tokens,
-        sampling=Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
+        sampling=Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            repetition_penalty=config.repetition_penalty,
+        ),
         latent_steps=config.latent_steps,
         keep=KeepSpec(name=config.handover),
         handover_at=HandoverAt(config.handover_at),
@@ -266,7 +310,9 @@ def build_method(
         storage=Storage(config.handover_storage),
         branch_order=BranchOrder(config.branch_order),
         include_old_prompts=config.include_old_prompts,
+        think=config.think,
         seed=config.seed,
+        task=task,
     )
     arm = Control(config.control)
     if config.method == "latent_mas":
@@ -325,6 +371,14 @@ def open_backend(config: RunConfig, codec: Codec, needs: Collection[Capability])
     return models.open_transformers(config, codec, needs)
 
 
+def default_topology(config: RunConfig, prompt_set: PromptSet) -> Literal["chain", "parallel"]:
+    """Return who hears whom where neither ``--topology`` nor a team file says it."""
+    uses = {"text_mas": Use.TEXT, "latent_mas": Use.LATENT}
+    if config.team is not None or config.method not in uses:
+        return "chain"
+    return prompt_set.topology.get(uses[config.method], "chain")
+
+
 def graph_of(config: RunConfig) -> AgentGraph:
     """Return the team of a run.
 
@@ -350,6 +404,18 @@ def _check_views(samples: Sequence[Sample], graph: AgentGraph) -> None:
             raise ConfigError(
                 f"sample {sample.id!r} has a view for {strangers[0]!r}, who is not in the team: {', '.join(names)}"
             )
+
+
+def _listed(values: Mapping[str, float | int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _check_wordings(prompt_set: PromptSet, task: Task) -> None:
+    """Refuse words for a task whose name is nearly that of one there is: nobody would ever read them."""
+    known = {task.name, *task_names()}
+    for name in sorted(prompt_set.tasks - known):
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ConfigError(f"{prompt_set.source} has words for task {name!r}; did you mean {near[0]!r}?")
 
 
 def _check_target(sample: Sample, index: int, task: Task, grading: Grading) -> None:

@@ -49,8 +49,8 @@ def _underscored(value: object) -> object:
     return value.replace("-", "_") if isinstance(value, str) else value
 
 
-def task_name(value: object) -> object:
-    """Return the name of a task with underscores; the path of a task file stays as it is."""
+def file_or_name(value: object) -> object:
+    """Return a name with underscores; the path of a YAML file stays as it is."""
     return value if isinstance(value, str) and value.endswith(CUSTOM_SUFFIXES) else _underscored(value)
 
 
@@ -83,7 +83,7 @@ Dashed = BeforeValidator(_underscored)
 """Names may be written with dashes: ``last-agent`` is ``last_agent``."""
 
 CUSTOM_SUFFIXES: Final = (".yaml", ".yml")
-"""A task name that ends like this is the path of a task file."""
+"""The name of a task or of a prompt set that ends like this is the path of a file."""
 
 _WHAT = "What is run"
 _TEAM = "Agents"
@@ -130,7 +130,7 @@ class RunConfig(BaseModel):
         min_length=1,
         description="Hub id, local folder or .gguf file of any causal language model; tiny is the embedded one.",
     )
-    task: Annotated[str, BeforeValidator(task_name), WHAT] = Field(
+    task: Annotated[str, BeforeValidator(file_or_name), WHAT] = Field(
         default="gsm8k",
         description="Benchmark (`latentmas tasks` lists them), or the .yaml file of a task of your own.",
     )
@@ -158,14 +158,17 @@ class RunConfig(BaseModel):
         "another question), noise (thoughts replaced by random vectors of the same norm).",
     )
 
-    prompt: Annotated[str, Dashed, TEAM] = Field(
+    prompt: Annotated[str, BeforeValidator(file_or_name), TEAM] = Field(
         default="sequential",
-        description="Prompt set, which is what agents are told: sequential or hierarchical.",
+        min_length=1,
+        description="Prompt set, which is what agents are told: sequential, hierarchical (both in words of our own), "
+        "or the .yaml file of a set of your own: docs/prompts.md, examples/prompts.yaml.",
     )
-    topology: Annotated[Literal["chain", "parallel"], TEAM] = Field(
+    topology: Annotated[Literal["chain", "parallel"], Flag(panel=_TEAM, says_default=True)] = Field(
         default="chain",
         description="Who hears whom: chain (each agent hears all earlier ones) or parallel (independent experts, side "
-        "by side, whom the last agent hears). A --team file may say it itself.",
+        "by side, whom the last agent hears). A --team file may say it itself. Default: what the prompt set says "
+        "(hierarchical: parallel with text_mas, as published), else chain.",
     )
     branch_order: Annotated[Literal["team", "reversed", "shuffled"], TEAM] = Field(
         default="team",
@@ -180,14 +183,18 @@ class RunConfig(BaseModel):
         description="Passed to the chat template of thinking models, as on or (--no_enable_thinking) off; "
         "without either the template decides.",
     )
-    think: Annotated[bool, TEAM] = Field(default=False, description="Start each written reply with <think>.")
+    think: Annotated[bool, TEAM] = Field(
+        default=False, description="Start each written reply with <think>, unless the chat template does."
+    )
     date: Annotated[datetime.date | None, BeforeValidator(_day), TEAM] = Field(
         default=None,
         description="The day, as YYYY-MM-DD, that prompts show where a model's chat template prints the date. Without "
         "it a new run takes today and keeps it when it is resumed.",
     )
     include_old_prompts: Annotated[bool, TEAM] = Field(
-        default=False, description="latent_mas: each prompt begins with those of everyone the agent hears."
+        default=False,
+        description="latent_mas: each prompt quotes that of the agent before, which quotes the one before it, as "
+        "instructions that were meant for others.",
     )
 
     latent_steps: Annotated[int, LATENT] = Field(
@@ -288,7 +295,7 @@ class RunConfig(BaseModel):
     temperature: Annotated[float, TEXT] = Field(
         default=0.6,
         ge=0,
-        description="Sampling temperature, 0 or more; 0 is greedy and ignores --top_p and --top_k.",
+        description="Sampling temperature, 0 or more; 0 is greedy and ignores --top_p, --top_k and --min_p.",
     )
     top_p: Annotated[float, TEXT] = Field(
         default=0.95,
@@ -298,6 +305,24 @@ class RunConfig(BaseModel):
     )
     top_k: Annotated[int, TEXT] = Field(
         default=0, ge=0, description="Sample from at most that many most likely tokens; 0 is off."
+    )
+    min_p: Annotated[float, TEXT] = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Sample from tokens at least this share as likely as the likeliest, in [0, 1); 0 is off.",
+    )
+    repetition_penalty: Annotated[float, TEXT] = Field(
+        default=1.0,
+        gt=0,
+        description="Above 1, what the writing agent has read in its own prompt or written is less likely, also when "
+        "greedy; 1 is off.",
+    )
+    sampling: Annotated[Literal["flags", "model"], TEXT] = Field(
+        default="flags",
+        description="Where temperature, top-p, top-k, min-p and repetition penalty come from when they are not given: "
+        "flags (the defaults here; what the model folder recommends is ignored, and the run says so) or model (its "
+        "generation_config.json). Published runs gave temperature and top-p and inherited the rest from the folder.",
     )
     text_mas_context_length: Annotated[int, TEXT] = Field(
         default=-1,
@@ -471,6 +496,45 @@ class RunConfig(BaseModel):
             if not recommended:
                 raise
             raise ConfigError(f"{error} (recommended by task or model folder: {', '.join(recommended)})") from error
+        return self._as(resolved)
+
+    def with_sampling(self, recommended: Mapping[str, float | int]) -> RunConfig:
+        """Return the config that samples as a model folder recommends, but for what was given; explicit stays so.
+
+        Raises:
+            ConfigError: It recommends an impossible value.
+        """
+        if self.sampling != "model":
+            return self
+        fields, given = type(self).model_fields, self.model_fields_set
+        chosen = {name: getattr(self, name) for name in fields}
+        chosen = {name: value for name, value in chosen.items() if name in given or value != fields[name].default}
+        chosen |= {name: value for name, value in recommended.items() if name not in given}
+        try:
+            return self._as(self.from_options(chosen))
+        except ConfigError as error:
+            raise ConfigError(f"{error} (recommended by the model folder; --sampling model takes it)") from error
+
+    def ignored_sampling(self, recommended: Mapping[str, float | int]) -> dict[str, float | int]:
+        """Return what a model folder recommends and this run neither takes nor was told to do otherwise.
+
+        When greedy only the repetition penalty plays a part.
+        """
+        names = recommended if self.temperature else recommended.keys() & {"repetition_penalty"}
+        return {
+            name: recommended[name]
+            for name in recommended
+            if name in names and name not in self.model_fields_set and getattr(self, name) != recommended[name]
+        }
+
+    def with_topology(self, default: Literal["chain", "parallel"]) -> RunConfig:
+        """Return the config with this topology, unless one was given; what was explicit stays so."""
+        if "topology" in self.model_fields_set:
+            return self
+        return self._as(self.model_copy(update={"topology": default}))
+
+    def _as(self, resolved: RunConfig) -> RunConfig:
+        """Return the values of another config, with the same options explicit as here."""
         values = {name: getattr(resolved, name) for name in type(self).model_fields}
         return self.model_construct(_fields_set=set(self.model_fields_set), **values)
 

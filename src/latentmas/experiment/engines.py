@@ -40,6 +40,12 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
         }
         what = ", ".join(sorted(names.get(each, each.value) for each in missing))
         raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
+    if thinks and config.repetition_penalty != 1:
+        raise CapabilityError(
+            f"vLLM would count the prompts of all agents into --repetition_penalty {config.repetition_penalty:g}, and "
+            "only the last agent's own belongs there; leave it at 1, or leave --use_vllm out: the transformers backend "
+            "can"
+        )
     compatibility.check_installed()
     if thinks and config.use_second_HF_model:
         _for_second_model(config)
@@ -109,6 +115,7 @@ def _settings(
         placeholder=choose_placeholder(tokenizer, vocabulary=vocabulary, stop_tokens=stop_tokens, with_text=with_text),
         alignment=config.alignment_name,
         soft_temperature=config.soft_temperature,
+        tokens=len(tokenizer),
     )
 
 

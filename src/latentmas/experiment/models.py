@@ -38,6 +38,15 @@ def model_defaults(model_name: str) -> Mapping[str, object]:
     return content
 
 
+def recommended_sampling(config: RunConfig) -> Mapping[str, float | int]:
+    """Return how the model folder recommends to sample; nothing for a backend without a model."""
+    if config.model_name == SCRIPTED:
+        return {}
+    from latentmas.backends.hf import recommended
+
+    return recommended.recommended_sampling(load_options(config))
+
+
 def open_codec(config: RunConfig, *, begun: datetime.date | None = None) -> Codec:
     """Return the tokenizer side of a model, and check its configuration; loads no weights.
 
@@ -64,7 +73,7 @@ def _codec(config: RunConfig, date: datetime.date) -> Codec:
     options = load_options(config)
     options.resolved_device()
     load_config(options)
-    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, think=config.think, date=date)
+    return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, date=date)
 
 
 def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capability] = ()) -> HFBackend:
@@ -84,12 +93,13 @@ def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capabil
     model = load_model(load_options(config), codec.tokenizer)
     model = verified(model, thinks=Capability.MEMORY in needs, joins=Capability.JOIN in needs)
     dtype = str(model.dtype).removeprefix("torch.")
-    space = model.space()
+    space = model.space(len(codec.tokenizer))
+    ridge = f"ridge-{model.fingerprint}-{space.vocabulary}-{dtype}.safetensors"
     alignment = build_alignment(
         AlignmentKind(config.alignment_name),
         space,
         soft_temperature=config.soft_temperature,
-        cache_file=config.cache_folder / "alignment" / f"ridge-{model.fingerprint}-{dtype}.safetensors",
+        cache_file=config.cache_folder / "alignment" / ridge,
     )
     return HFBackend(
         model,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from latentmas.errors import DataError, LatentMASError
 from latentmas.experiment import compose
-from latentmas.experiment.config import task_name
+from latentmas.experiment.config import file_or_name
 from latentmas.experiment.grading import Graded, Grading, executor, grade_all
 from latentmas.experiment.manifest import Manifest, read_manifest
 from latentmas.experiment.store import read_records
@@ -181,7 +181,7 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     id: str | int
-    task: Annotated[str, BeforeValidator(task_name)]
+    task: Annotated[str, BeforeValidator(file_or_name)]
     output: str
     target: Text
     finish_reason: Annotated[Literal["stop", "length"], BeforeValidator(_finished)] = "stop"

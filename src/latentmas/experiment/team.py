@@ -25,9 +25,12 @@ class Team:
         model_name: Hub id, local folder, ``.gguf`` file, or ``tiny`` for the embedded model.
         method: ``latent_mas``, ``text_mas`` or ``baseline``.
         graph: Who hears whom; None is planner, critic, refiner, judger in a chain, or as `options` say.
-        prompt, latent_steps, generate_bs: As on the command line; None takes what the model folder recommends, else the
+        prompt: A prompt set, or the path of a file that is one. Words it has for a task are used where `options` name
+            that ``task``.
+        latent_steps, generate_bs: As on the command line; None takes what the model folder recommends, else the
             default.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is None unless `options` say ``{"sampling": "model"}`` and the model folder
+            recommends one.
         answer_kind: How the last agent is told to end.
         use_vllm: Run on an engine of vLLM instead of transformers; `close` ends it.
         enable_prefix_caching, tensor_parallel_size: As on the command line.
@@ -47,7 +50,7 @@ class Team:
         prompt: str | None = None,
         latent_steps: int | None = None,
         max_new_tokens: int = 512,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         seed: int = 42,
         device: str = "auto",
         dtype: str = "auto",
@@ -63,6 +66,7 @@ class Team:
             "prompt": prompt,
             "latent_steps": latent_steps,
             "generate_bs": generate_bs,
+            "temperature": temperature,
             "use_vllm": use_vllm or None,
             "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
         }
@@ -70,7 +74,6 @@ class Team:
             "model_name": model_name,
             "method": method,
             "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
             "enable_prefix_caching": enable_prefix_caching,
             "tensor_parallel_size": tensor_parallel_size,
             "seed": seed,
@@ -81,13 +84,18 @@ class Team:
         if twice := sorted(given.keys() & (options or {}).keys()):
             raise ConfigError(f"{twice[0]!r} is an argument of Team itself; leave it out of options")
         given |= options or {}
+        if given.get("sampling") != "model":
+            given.setdefault("temperature", 0.0)
         config = RunConfig.from_options(given)
-        self.config = config.with_defaults({}, models.model_defaults(model_name))
+        config = config.with_defaults({}, models.model_defaults(model_name))
+        prompt_set = prompts.load_prompts(config.prompt)
+        self.config = config.with_topology(compose.default_topology(config, prompt_set))
         self.graph = graph or compose.graph_of(self.config)
+        recommended = models.recommended_sampling(self.config)
+        self.config = self.config.with_sampling({"temperature": 0.0, **recommended})
         codec = models.open_codec(self.config)
-        self.method = compose.build_method(
-            self.config, self.graph, prompts.load_prompts(self.config.prompt), codec, kind=answer_kind
-        )
+        task = self.config.task if "task" in self.config.model_fields_set else None
+        self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=answer_kind, task=task)
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)

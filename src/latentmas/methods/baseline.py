@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import final
 
-from latentmas.methods.compile import SINGLE, Recipe, single_program
+from latentmas.methods.compile import SINGLE, Recipe, check_single, single_program
 from latentmas.program import Count, Program
 from latentmas.protocols import Capability, Completion
 from latentmas.samples import Answer, FinishReason, Sample
@@ -37,5 +37,10 @@ class Baseline:
 
 
 def build(recipe: Recipe) -> Baseline:
-    """Return the method."""
+    """Return the method.
+
+    Raises:
+        ConfigError: The prompt set has nothing to say to one agent alone.
+    """
+    check_single(recipe)
     return Baseline(recipe)

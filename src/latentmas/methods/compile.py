@@ -34,6 +34,7 @@ from latentmas.samples import AnswerKind, Sample
 
 SINGLE: Final = "single"
 """Name and role of the one agent of `baseline`."""
+_ALONE: Final = Agent(name=SINGLE, role=SINGLE)
 
 
 class HandoverAt(StrEnum):
@@ -63,8 +64,11 @@ class Recipe:
         filter: Which slots are kept of that, at the hand-overs that `filter_at` names; None keeps all.
         positions: Of every hand-over that drops something.
         storage: Of every hand-over.
-        include_old_prompts: Each latent prompt begins with those of everyone the agent hears.
+        include_old_prompts: Each latent prompt quotes those of the agents whose memory it is read on, which quote those
+            before them.
+        think: Every text begins inside a thinking block.
         seed: Of the run; decides a shuffled branch order.
+        task: Name of the task, for prompts that have words of their own for it.
     """
 
     graph: AgentGraph
@@ -82,24 +86,41 @@ class Recipe:
     storage: Storage = Storage.NATIVE
     branch_order: BranchOrder = BranchOrder.TEAM
     include_old_prompts: bool = False
+    think: bool = False
     seed: int = 0
+    task: str | None = None
 
     def write(self, agent: str) -> Write:
         return Write(agent=agent, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 
     def read(self, agent: Agent, use: Use, sample: Sample, context: str = "") -> Read:
         """Return the Read of an agent's prompt."""
-        messages = self._messages(agent, use, sample, context)
-        if self.include_old_prompts and use is Use.LATENT:
-            heard = self.graph.heard_by(agent.name)
-            old = [self._messages(other, use, sample, context)[-1].content for other in heard]
-            messages = [*messages[:-1], Message("user", "\n\n".join([*old, messages[-1].content]))]
-        encoded = self.codec.encode_chat(messages)
+        writes = use is not Use.LATENT or agent == self.graph.sink
+        encoded = self.codec.encode_chat(self._messages(agent, use, sample, context), think=self.think and writes)
         return Read(agent=agent.name, tokens=encoded.tokens, text=encoded.text)
 
-    def _messages(self, agent: Agent, use: Use, sample: Sample, context: str) -> list[Message]:
+    def entry(self, agent: Agent, text: str) -> str:
+        """Return what an agent wrote as others read it."""
+        return self.prompts.entry(self.told_as(agent), text)
+
+    def told_as(self, agent: Agent) -> str:
+        """Return what others know an agent by: its own name, else what the prompt set calls its role."""
+        return agent.name if agent.name != agent.role else self.prompts.name_of(agent.role)
+
+    def _messages(self, agent: Agent, use: Use, sample: Sample, context: str = "") -> list[Message]:
+        template, old = self.template(agent, use), ""
+        if self.include_old_prompts and use is Use.LATENT:
+            for other in self.graph.sources(agent.name):
+                told = self._messages(other, use, sample)[-1].content
+                old += self.prompts.old_prompt(self.told_as(other), told)
+            if "{old_prompts}" not in template:
+                template = "{old_prompts}" + template
         return self.prompts.messages(
-            self.template(agent, use), question=sample.question_for(agent.name), kind=self.kind, context=context
+            template,
+            question=sample.question_for(agent.name),
+            ending=self.prompts.ending(self.kind, self.task) if "{answer_format}" in template else "",
+            context=context,
+            old_prompts=old,
         )
 
     def template(self, agent: Agent, use: Use) -> str:
@@ -112,15 +133,25 @@ class Recipe:
         if own is not None:
             return own
         try:
-            return self.prompts.template(agent.role, use)
+            return self.prompts.template(agent.role, use, self.kind, self.task)
         except ConfigError as error:
             raise ConfigError(f"agent {agent.name!r} has no {use} prompt of its own, and {error}") from error
+
+    def check_prompt(self, agent: Agent, use: Use) -> str:
+        """Return the template of an agent, after making sure that everything it asks for is there.
+
+        Raises:
+            ConfigError: It is missing, or the prompt set has no words for this task to end it with.
+        """
+        template = self.template(agent, use)
+        if "{answer_format}" in template:
+            self.prompts.ending(self.kind, self.task)
+        return template
 
 
 def single_program(recipe: Recipe, sample: Sample) -> Program:
     """Return one agent alone: Read, Write."""
-    agent = Agent(name=SINGLE, role=SINGLE)
-    return Program((recipe.read(agent, Use.SINGLE, sample), recipe.write(SINGLE)))
+    return Program((recipe.read(_ALONE, Use.SINGLE, sample), recipe.write(SINGLE)))
 
 
 def text_program(recipe: Recipe, agent: Agent, sample: Sample, context: str) -> Program:
@@ -188,6 +219,15 @@ def thoughts_of(recipe: Recipe, agent: Agent) -> int:
     return recipe.latent_steps if agent.latent_steps is None else agent.latent_steps
 
 
+def check_single(recipe: Recipe) -> None:
+    """Refuse a prompt set that has nothing to say to one agent alone.
+
+    Raises:
+        ConfigError: Its prompt is missing.
+    """
+    recipe.check_prompt(_ALONE, Use.SINGLE)
+
+
 def check_latent(recipe: Recipe) -> None:
     """Refuse what cannot work, before anything is compiled.
 
@@ -201,7 +241,9 @@ def check_latent(recipe: Recipe) -> None:
             "--control no_transfer to measure exactly that"
         )
     for agent in recipe.graph.agents:
-        recipe.template(agent, Use.LATENT)
+        recipe.check_prompt(agent, Use.LATENT)
+        if recipe.include_old_prompts:
+            recipe.prompts.old_prompt(agent.name, "")
 
 
 def check_noise(recipe: Recipe) -> None:
@@ -221,8 +263,11 @@ def check_text(recipe: Recipe) -> None:
         ConfigError: A prompt is missing, or has no place for what the agents before wrote.
     """
     for agent in recipe.graph.agents:
-        template = recipe.template(agent, Use.TEXT)
-        if recipe.graph.heard_by(agent.name) and "{context}" not in template:
+        template = recipe.check_prompt(agent, Use.TEXT)
+        if not recipe.graph.heard_by(agent.name):
+            continue
+        recipe.entry(agent, "")
+        if "{context}" not in template:
             raise ConfigError(
                 f"the text prompt of {agent.name!r} has no {{context}}, so it would never see what the others wrote"
             )

@@ -16,7 +16,7 @@ from latentmas.samples import Answer, FinishReason, Sample
 @final
 @dataclass(frozen=True, slots=True)
 class TextMAS:
-    """Every agent writes; it reads what everyone before it wrote.
+    """Every agent writes; it reads what everyone before it wrote, without the blanks around a text.
 
     Attributes:
         context_characters: At most so many characters of the others' texts are read; -1 is all.
@@ -42,7 +42,7 @@ class TextMAS:
             completion = yield text_program(self.recipe, agent, sample, context)
             # As published: marks that are special tokens would be the frame of a chat in the middle of a message.
             said = self.recipe.codec.decode(completion.steps[-1].written, marks=False)
-            entries[agent.name] = self.recipe.prompts.entry(agent.name, said)
+            entries[agent.name] = self.recipe.entry(agent, said.strip())
         assert completion is not None
         return Answer(text=completion.text, finish_reason=completion.finish_reason or FinishReason.LENGTH)
 
@@ -56,7 +56,7 @@ class TextMAS:
         for agent in graph.agents:
             alone = text_program(recipe, agent, sample, "").count()
             entries = sum(
-                recipe.max_new_tokens + len(recipe.codec.encode_text(recipe.prompts.entry(speaker.name, "")))
+                recipe.max_new_tokens + len(recipe.codec.encode_text(recipe.entry(speaker, "")))
                 for speaker in graph.heard_by(agent.name)
             )
             context = entries if self.context_tokens < 0 else min(entries, self.context_tokens)

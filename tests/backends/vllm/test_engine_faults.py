@@ -20,7 +20,7 @@ from contracts.laws import chain, completions, jobs, outcomes, prompts
 from latentmas.backends.vllm.backend import MOST_DEATHS, SECONDS_BEFORE_A_START, VLLMBackend
 from latentmas.backends.vllm.requests import Request
 from latentmas.errors import CapabilityError, ContextLimitError, EngineError, NumericalError, SampleError
-from latentmas.program import Handover, Join, KeepSpec, Program, Read, Think, ThoughtSource, Write
+from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Think, ThoughtSource, Write
 from latentmas.protocols import Completion, Job, JobError
 
 DEATHS = [Fault.DIES_WHEN_ADDED, Fault.DIES_AT_WORK]
@@ -189,6 +189,7 @@ def last(*steps):
 
 
 READ = Read(agent="a", tokens=(1, 2, 3))
+PENALTY = Sampling(repetition_penalty=1.2)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +199,19 @@ READ = Read(agent="a", tokens=(1, 2, 3))
         (last(READ, Handover(agent="a", keep=KeepSpec(name="thoughts"))), "keeps thoughts"),
         (last(READ, Handover(agent="a", keep=KeepSpec(name="knn", parameters=(("keep", 0.8),)))), "keeps knn"),
         (last(READ, Think(agent="a", steps=2, source=ThoughtSource.NOISE)), "noise"),
+        (
+            Program((READ, Read(agent="b", tokens=(4,)), Write(agent="b", max_new_tokens=2, sampling=PENALTY))),
+            "a repetition penalty of 1.2 on the memory of other",
+        ),
     ],
 )
 def test_what_no_request_can_be_is_refused_with_the_backend_that_can(program, name):
     with pytest.raises(CapabilityError, match=f"{name}.*the transformers backend can"):
         engine_backend().submit(Job(key="x", program=program))
+
+
+def test_an_agent_that_is_alone_in_its_request_may_be_penalized():
+    engine_backend().submit(Job(key="x", program=Program((READ, Write(agent="a", max_new_tokens=2, sampling=PENALTY)))))
 
 
 @pytest.mark.parametrize(

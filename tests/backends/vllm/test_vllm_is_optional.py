@@ -60,6 +60,10 @@ def test_without_vllm_the_error_says_what_to_install(capsys):
         (["--use_vllm", "--alignment", "soft", "--tensor_parallel_size", "2"], "all logits in one place"),
         (["--use_vllm", "--handover", "thoughts"], "cannot do --handover thoughts; leave --use_vllm out: the transf"),
         (["--use_vllm", "--control", "noise"], "cannot do --control noise"),
+        (
+            ["--use_vllm", "--repetition_penalty", "1.1"],
+            "count the prompts of all agents into --repetition_penalty 1.1",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):

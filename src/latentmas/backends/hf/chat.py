@@ -12,7 +12,7 @@ from latentmas.backends.hf.template import ChatTemplate
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
 from latentmas.samples import THINK_TAG
-from latentmas.thinking import KEPT
+from latentmas.thinking import KEPT, opens_thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,6 @@ class ChatCodec:
     Attributes:
         tokenizer: A transformers tokenizer.
         enable_thinking: Given to the template; None leaves the template its own default.
-        think: Start every reply with ``<think>``, unless the template already did.
         date: The day that a template prints which asks for today's; one for all chats.
 
     Raises:
@@ -31,7 +30,6 @@ class ChatCodec:
 
     tokenizer: Any
     enable_thinking: bool | None = None
-    think: bool = False
     date: datetime.date = field(default_factory=datetime.date.today)
     _template: ChatTemplate = field(init=False, repr=False, compare=False)
     _special: dict[int, str] = field(init=False, repr=False, compare=False)
@@ -67,18 +65,21 @@ class ChatCodec:
         """The special tokens that stay in a text, by their id: they mark where thinking begins and ends."""
         return {number: text for number, text in self._special.items() if text in KEPT}
 
-    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
+    def encode_chat(self, messages: Sequence[Message], *, think: bool = False) -> Encoded:
         """Render a chat that ends where the reply begins.
 
         A system message is put before the first user message where the template has no system role.
+
+        Args:
+            think: Start the reply with ``<think>``, unless the template already did.
 
         Raises:
             ConfigError: The template refuses the chat, or leaves out what the user says.
         """
         if not self.tokenizer.chat_template:
-            text = self._opened(_plain(messages))
+            text = _opened(_plain(messages), think)
             return Encoded(text, self._encode_first(text))
-        text = self._opened(self._template.render(messages))
+        text = _opened(self._template.render(messages), think)
         return Encoded(text, self.encode_text(text))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -104,11 +105,6 @@ class ChatCodec:
         """Return how many special tokens come last."""
         return next((n for n, token in enumerate(reversed(tokens)) if token not in self._special), len(tokens))
 
-    def _opened(self, text: str) -> str:
-        if not self.think or text.rstrip().endswith(THINK_TAG):
-            return text
-        return f"{text}{THINK_TAG}\n"
-
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
     """Return the text of every token that is no part of a text, by its id.
@@ -124,6 +120,10 @@ def _special_tokens(tokenizer: Any) -> dict[int, str]:
         )
     added = {number: str(token) for number, token in known.items() if token.special}
     return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
+
+
+def _opened(text: str, think: bool) -> str:
+    return f"{text}{THINK_TAG}" if think and not opens_thought(text) else text
 
 
 def _plain(messages: Sequence[Message]) -> str:

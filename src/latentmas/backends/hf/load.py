@@ -153,14 +153,18 @@ class LoadedModel:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def space(self) -> EmbeddingSpace:
-        """Return what alignments need to know."""
+    def space(self, tokens: int | None = None) -> EmbeddingSpace:
+        """Return what alignments need to know.
+
+        Args:
+            tokens: Length of the tokenizer, where it is known: ids from there on are padding of the embedding.
+        """
         embedding, head = self.causal.get_input_embeddings(), self.causal.get_output_embeddings()
         return EmbeddingSpace(
             embed=lambda ids: embedding(ids.to(embedding.weight.device)).detach(),
             head=head.weight.detach(),
             logits=self.logits,
-            vocabulary=self.vocabulary,
+            vocabulary=self.vocabulary if tokens is None else min(tokens, self.vocabulary),
             tied=head.weight.data_ptr() == embedding.weight.data_ptr(),
             compute=torch.float64 if self.dtype == torch.float64 else torch.float32,
         )

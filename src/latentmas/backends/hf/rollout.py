@@ -21,7 +21,7 @@ from latentmas.backends.hf import handover
 from latentmas.backends.hf.attention import MemoryCache, additive, visibility
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.longrope import row_lengths
-from latentmas.backends.hf.sampling import choose, normal, stream_key
+from latentmas.backends.hf.sampling import choose, normal, penalized, stream_key
 from latentmas.backends.hf.watch import Watch, watching
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
@@ -212,13 +212,19 @@ class Rollout:
             row.written, row.finish_reason = [], None
         numbers = [row.writes for row in self.rows]
         keys = self._keys("write", numbers)
+        penalty = step.sampling.repetition_penalty
+        known = self._own_tokens(number) if penalty != 1 else None
         for row in self.rows:
             row.writes += 1
         passes = 0
         for position in range(step.max_new_tokens):
             logits = self.model.logits(self.hidden)
+            if known is not None:
+                logits = penalized(logits, known, penalty)
             chosen = choose(logits, step.sampling, keys, position).to(self.model.device)
             best = logits.amax(dim=-1)
+            if known is not None:
+                known.scatter_(1, chosen[:, None], True)
             # One transfer per token: the ids, and whether they came from finite logits.
             ids, finite = torch.stack([chosen, best.isfinite().to(chosen.device).long()]).tolist()
             for row, token, is_finite in zip(self.rows, ids, finite, strict=True):
@@ -233,6 +239,7 @@ class Rollout:
                 self._select(staying)
                 index = torch.tensor(staying, device=chosen.device)
                 keys, chosen, goes_on = keys[index], chosen[index], [True] * len(staying)
+                known = known[index] if known is not None else None
             self._feed(number, chosen, goes_on)
             passes += 1
             if all(row.error is not None or row.finish_reason is not None for row in self.rows):
@@ -278,6 +285,20 @@ class Rollout:
         assert self.model.ropes is not None
         self.memory = LatentMemory.join(parts, self.model.ropes)
         return 0
+
+    def _own_tokens(self, number: int) -> Tensor:
+        """Return which tokens of the vocabulary the agent of each row has read or written before a step, ``[B, V]``.
+
+        What other agents left in memory does not count: `generate` of transformers never sees it either.
+        """
+        width = self.model.causal.get_output_embeddings().weight.shape[0]
+        known = torch.zeros(len(self.rows), width, dtype=torch.bool)
+        for index, row in enumerate(self.rows):
+            for step, account in zip(row.steps[:number], row.accounts, strict=False):
+                if not isinstance(step, Join) and step.agent == row.agent(number):
+                    tokens = step.tokens if isinstance(step, Read) else account.written
+                    known[index, list(tokens)] = True
+        return known.to(self.model.device)
 
     def _feed(self, number: int, tokens: Tensor, goes_on: list[bool]) -> None:
         """Put written tokens into memory; rows that have ended get a pad and keep their hidden state."""

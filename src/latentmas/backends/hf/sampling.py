@@ -65,15 +65,26 @@ def choose(logits: Tensor, sampling: Sampling, keys: Tensor, step: int) -> Tenso
     return tokens.gather(1, best).squeeze(1)
 
 
+def penalized(logits: Tensor, known: Tensor, penalty: float) -> Tensor:
+    """Return float32 (or wider) ``[B, V]`` logits in which tokens that are `known` are less likely.
+
+    Args:
+        known: ``[B, V]`` bool.
+        penalty: Divides a positive logit and multiplies a negative one; above 1 makes a token less likely.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.where(known.to(wide.device), torch.where(wide < 0, wide * penalty, wide / penalty), wide)
+
+
 def _candidates(scaled: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Return values and ids of the tokens that top-k and top-p leave, ``[B, C]``; the others at minus infinity.
+    """Return values and ids of the tokens that top-k, top-p and min-p leave, ``[B, C]``; the others at minus infinity.
 
     Membership is decided by value, never by rank: equal logits, common in bf16, are all in or all out, so the order
     in which a device sorts them does not matter.
     """
     vocabulary = scaled.shape[1]
     everything = torch.arange(vocabulary, device=scaled.device).expand_as(scaled)
-    if sampling.top_p >= 1 and not sampling.top_k:
+    if sampling.top_p >= 1 and not sampling.top_k and not sampling.min_p:
         return scaled, everything
     width = min(vocabulary, max(CANDIDATES, sampling.top_k + 1))
     values, tokens = scaled.topk(width, dim=-1)
@@ -102,6 +113,8 @@ def _threshold(values: Tensor, scaled: Tensor, sampling: Sampling) -> Tensor:
         inside = before < sampling.top_p
         nucleus = values.masked_fill(~inside, math.inf).amin(dim=-1, keepdim=True)
         threshold = torch.maximum(threshold, nucleus)
+    if sampling.min_p:
+        threshold = torch.maximum(threshold, values[:, :1] + math.log(sampling.min_p))
     return threshold
 
 

@@ -274,6 +274,8 @@ class VLLMEngine:
             temperature=sampling.temperature,
             top_p=1.0 if sampling.greedy else sampling.top_p,
             top_k=0 if sampling.greedy else sampling.top_k,
+            min_p=0.0 if sampling.greedy else sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             seed=None if sampling.greedy else request.seed,
             max_tokens=request.max_tokens,
             stop_token_ids=sorted(self._stop_tokens),

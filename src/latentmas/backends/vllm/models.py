@@ -87,11 +87,14 @@ class _Thinks:
         head, base = self.lm_head, super()  # type: ignore[attr-defined]
         held = head.shard_indices
         rows = held.org_vocab_end_index - held.org_vocab_start_index  # without padding
+        vocabulary = self._latent_config.model_config.get_vocab_size()
+        if (tokens := self._latent_settings.tokens) is not None:
+            vocabulary = min(tokens, vocabulary)
         return EmbeddingSpace(
             embed=self.embed_input_ids,  # type: ignore[attr-defined]
             head=head.weight.detach()[:rows],
             logits=base.compute_logits,  # type: ignore[misc, attr-defined, unused-ignore]
-            vocabulary=self._latent_config.model_config.get_vocab_size(),
+            vocabulary=vocabulary,
             tied=bool(self._latent_config.model_config.hf_text_config.tie_word_embeddings),
             compute=torch.float32,
             first_row=held.org_vocab_start_index,

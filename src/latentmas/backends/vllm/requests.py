@@ -50,7 +50,8 @@ def refuse(program: Program) -> None:
     """Refuse what no request can be, by name.
 
     Raises:
-        CapabilityError: The program joins memories, drops slots at a hand-over, or thinks noise.
+        CapabilityError: The program joins memories, drops slots at a hand-over, thinks noise, or penalizes repetition
+            on the memory of others.
     """
     for number, step in enumerate(program, start=1):
         match step:
@@ -61,9 +62,21 @@ def refuse(program: Program) -> None:
                 what = f"a Handover that keeps {step.keep}, {how}: a request reads all of its own prompt"
             case Think(source=ThoughtSource.NOISE, steps=steps) if steps:
                 what = "noise in place of thoughts"
+            case Write(agent=agent, sampling=sampling) if sampling.repetition_penalty != 1 and _reads_on(
+                program, number, agent
+            ):
+                what = (
+                    f"a Write with a repetition penalty of {sampling.repetition_penalty:g} on the memory of other "
+                    "agents: an engine would count their prompts in"
+                )
             case _:
                 continue
         raise CapabilityError(f"step {number} is {what}, which the vllm backend cannot do; {TRANSFORMERS_CAN}")
+
+
+def _reads_on(program: Program, number: int, agent: str) -> bool:
+    """Return whether anything before a step, which is counted from 1, is of another agent."""
+    return any(isinstance(step, Join) or step.agent != agent for step in program.steps[: number - 1])
 
 
 def thinks(program: Program) -> bool:

@@ -36,11 +36,13 @@ class LatentSettings:
         alignment: Name of an `AlignmentKind`. It holds for the whole engine, so equal tokens have equal memory and
             vLLM's prefix cache stays right.
         soft_temperature: Of the alignment ``soft``.
+        tokens: Length of the tokenizer: what alignments take for the vocabulary. None takes all rows of the embedding.
     """
 
     placeholder: int
     alignment: str = "norm"
     soft_temperature: float = 2.0
+    tokens: int | None = None
 
     @classmethod
     def of(cls, vllm_config: Any) -> LatentSettings:
