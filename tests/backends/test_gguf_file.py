@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import subprocess
 import sys
 from contextlib import suppress
 from importlib import util
@@ -243,3 +244,12 @@ def test_a_run_on_a_file_is_continued_and_says_the_fingerprint_of_the_folder(fil
     assert len(again) == len(lines) == 3
     assert again[0] == lines[0]
     assert load.fingerprint(opened(file)[1].causal) in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_a_file_is_the_first_thing_an_interpreter_asks_transformers_for(file):
+    program = (
+        "import sys; from latentmas.cli import main; "
+        "sys.exit(main(['run', '--method', 'baseline', '--model_name', sys.argv[1], '--task', 'tiny', '--dry_run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,10 @@ def forget_packing(causal: Any) -> None:
 @contextmanager
 def _bar_as_told() -> Iterator[None]:
     """Turn off the bar of transformers' reader of GGUF files where its other bars are off; it asks nobody."""
-    import transformers.modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    reader: Any = transformers.modeling_gguf_pytorch_utils
+    # Not as an attribute of transformers, whose module makes its attributes up and may not know this one.
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     bar = getattr(reader, "tqdm", None)
     if bar is None or logging.is_progress_bar_enabled():
         yield
