@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from latentmas.backends.hf import architecture, verify
 from latentmas.backends.hf import rollout as rollouts
-from latentmas.backends.hf import verify
 from latentmas.backends.hf.load import LoadedModel, LoadOptions, describe_model, load_config
 from latentmas.backends.hf.verify import verified
 from latentmas.errors import CapabilityError
@@ -186,3 +186,12 @@ def test_auto_attention_asks_the_model_class(tmp_path):
 def test_the_context_of_a_scaled_folder_is_factor_times_the_original(tiny, rope, context):
     causal = tiny.causal("llama", rope_parameters={"rope_theta": 1e4, **rope}, max_position_embeddings=1024)
     assert describe_model(causal, tiny.tokenizer).context == context
+
+
+def test_a_context_is_not_scaled_twice_where_layers_have_frequencies_of_their_own():
+    ropes = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = transformers.Gemma3TextConfig(max_position_embeddings=131072, rope_parameters=ropes)
+    assert architecture.context(config) == 131072
