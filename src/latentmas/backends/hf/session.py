@@ -170,7 +170,7 @@ class Session:
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
         reached, switch = int(self.memory.next_position.max()), self._model.switch
-        if switch is not None and 0 < reached and max(reached, self._row.reach) <= switch < needed:
+        if switch is not None and reached > 0 and max(reached, self._row.reach) <= switch < needed:
             raise ContextLimitError(
                 f"this step goes from position {reached} to {needed}, and {self._model.kind} rotates keys in another "
                 f"way beyond {switch}; what is in memory would not fit it. Run all of it as one Program, which knows "
