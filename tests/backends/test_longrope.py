@@ -1,5 +1,6 @@
 """longrope: which factors a row takes depends on its own length, never on its neighbours."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -151,3 +152,21 @@ def test_a_text_may_cross_where_memory_that_was_cut_has_the_long_factors_already
     )
     endless = replace(model, stop_tokens=frozenset())
     assert len(tiny.open(endless).run([program])[0].steps[-1].written) == 40
+
+
+def test_factors_are_chosen_by_row_whatever_the_model_calls_what_turns_its_keys(tiny, model):
+    causal = deepcopy(model.causal)
+    del causal.model.rotary_emb.forward, causal.model.rotary_emb.latentmas_by_row
+    causal.model.turner = causal.model.rotary_emb
+    del causal.model.rotary_emb
+    decode = causal.model.forward
+
+    def forward(*given, **more):
+        causal.model.__dict__["rotary_emb"] = causal.model.turner
+        try:
+            return decode(*given, **more)
+        finally:
+            del causal.model.__dict__["rotary_emb"]
+
+    causal.model.forward = forward
+    assert verified(describe_model(causal, tiny.tokenizer)).switch == SWITCH

@@ -263,3 +263,27 @@ def test_experts_hide_no_layer_whose_keys_are_not_moved(tiny, monkeypatch):
     )
     with pytest.raises(CapabilityError, match="keys or values that were moved"):
         verified(model, joins=True)
+
+
+def test_a_window_of_a_configuration_of_its_own_is_built(tiny):
+    causal = deepcopy(tiny.causal("mistral", sliding_window=40))
+    causal.model.config = deepcopy(causal.config)
+    assert verified(describe_model(causal, tiny.tokenizer)).windows == {None: 40}
+    assert causal.model.config.sliding_window == 40
+
+
+def test_a_window_that_nobody_can_shrink_is_refused(tiny):
+    causal = deepcopy(tiny.causal("llama"))
+    causal.config.sliding_window = 40
+    decode = causal.model.forward
+
+    def windowed(input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, **more):
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if attention_mask is None:  # the model's own way
+            place = torch.arange(length)
+            attention_mask = ((place <= place[:, None]) & (place[:, None] - place < 40))[None, None]
+        return decode(input_ids, attention_mask, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **more)
+
+    causal.model.forward = windowed
+    with pytest.raises(CapabilityError, match=r"llama cannot be run exactly: .*a sliding window of 40"):
+        verified(describe_model(causal, tiny.tokenizer))

@@ -293,7 +293,9 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
     if causal.get_input_embeddings().weight.dtype == torch.float64 and has_experts(causal):
         causal.set_experts_implementation("eager")  # the grouped product of torch has no float64
     if (switch := architecture.switch(text)) is not None:
-        longrope.choose_by_row(causal.get_decoder().rotary_emb)
+        for module in causal.get_decoder().modules():
+            if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
+                longrope.choose_by_row(module)
     return LoadedModel(
         causal=causal,
         windows=architecture.windows(text),

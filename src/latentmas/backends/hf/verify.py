@@ -80,9 +80,11 @@ def verified(model: LoadedModel, *, thinks: bool = False, joins: bool = False) -
     Raises:
         CapabilityError: The backend and the model disagree about keys, values or logits; says by how much.
     """
-    fault = ""
+    fault: str | None = None
     for candidate in _ways(model):
         found = _fault(candidate)
+        if found is None and (width := _given_up(model, candidate)) is not None:
+            fault = found = _fault_beyond(candidate, width)
         if found is None:
             model = _with_ropes(candidate)
             break
@@ -167,6 +169,31 @@ def _ways(model: LoadedModel) -> Iterator[LoadedModel]:
         yield replace(model, windows=dict.fromkeys(model.windows))  # Llama ignores windows
     if getattr(model.causal.config.get_text_config(), "logits_scaling", 1.0) not in (None, 1.0):
         yield replace(model, divides=False)
+
+
+def _given_up(model: LoadedModel, candidate: LoadedModel) -> int | None:
+    """Return the width of a window that `candidate` gives up; None where no text can be longer."""
+    width = max((width or 0 for width in model.windows.values()), default=0)
+    if not width or any(candidate.windows.values()) or (model.context is not None and width >= model.context):
+        return None
+    return width
+
+
+def _fault_beyond(model: LoadedModel, width: int) -> str | None:
+    """Return what a text that is longer than a window shows of it; None where there is none.
+
+    Code that comes with a model may keep its window where nobody can shrink it, and a short text then shows nothing.
+    """
+    text = _tokens(model, 0, width + 8)
+    rollout = _rollout(model, [Program((Read(agent="a", tokens=text[:-8]), Read(agent="b", tokens=text[-8:])))])
+    rollout.run()
+    off = _apart([(rollout.memory, _own(model, torch.tensor([text])))], range(model.layers))
+    if not off <= _allowed(model).inner:
+        return (
+            f"its configuration has a sliding window of {width}, and its layers have a window of another kind "
+            f"(keys or values of {len(text)} tokens differ by {off:.2g} of their length without one)"
+        )
+    return None
 
 
 def _fault(model: LoadedModel) -> str | None:
@@ -441,11 +468,12 @@ def _short(error: Exception) -> str:
 @contextmanager
 def _shrunken(model: LoadedModel) -> Iterator[LoadedModel]:
     """Make every sliding window so small that a probe is longer; it is the model's own again afterwards."""
-    text = model.causal.config.get_text_config()
-    owners = [text, *(module for module in model.causal.modules())]
+    modules = list(model.causal.modules())
+    configs = [model.causal.config.get_text_config(), *(getattr(module, "config", None) for module in modules)]
+    owners = {id(owner): owner for owner in (*configs, *modules) if owner is not None}  # some copy their configuration
     before = [
         (owner, name, value)
-        for owner in owners
+        for owner in owners.values()
         for name in architecture.WINDOW_FIELDS
         if isinstance(value := getattr(owner, name, None), int) and not isinstance(value, bool) and value > 0
     ]
