@@ -284,7 +284,23 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
             f"the weights of {options.model_name!r} lack {len(missing)} tensors that its configuration asks for, "
             f"the first is {missing[0]}; get the whole model"
         )
+    if (name := _not_a_number(causal)) is not None:
+        raise ConfigError(
+            f"the weights of {options.model_name!r} are no numbers: {name} holds NaN as {dtype}; get the model again, "
+            "or give another --dtype"
+        )
     return describe_model(causal, tokenizer, attention or causal.config._attn_implementation)
+
+
+def _not_a_number(causal: Any) -> str | None:
+    """Return the name of a weight with NaN in it; an expert that is seldom asked would break single samples."""
+    for name, weight in causal.named_parameters():
+        # A sum is fast, and without NaN nothing but infinities makes one; so few are looked at closely.
+        if weight.is_floating_point() and not weight.is_meta and weight.element_size() > 1:
+            suspect = bool(weight.sum(dtype=torch.float32).isnan())
+            if suspect and bool(weight.isnan().any()):
+                return str(name)
+    return None
 
 
 def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:

@@ -129,34 +129,46 @@ def check_watch(model: LoadedModel) -> None:
 def try_handovers(model: LoadedModel, alignment: Alignment, program: Program) -> None:
     """Run the hand-overs of a program once, on prompts of a few tokens and one thought of each agent.
 
+    A filter may need more slots than that: what fails is run once more, at full length but for its texts.
+
     Raises:
         CapabilityError: A filter cannot look at what this model keeps; says why.
     """
-    rollout = Rollout(model, alignment, [Row(program=_in_short(program), seed=0)])
-    try:
-        rollout.run()
-    except CapabilityError:
-        raise
-    except Exception as error:
-        kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
-        raise CapabilityError(
-            f"hand-overs that keep {kept} do not work on {model.kind} ({_short(error)}); use another filter"
-        ) from error
+    for tried in (_in_short(program), _in_short(program, tokens=None, thoughts=None)):
+        try:
+            Rollout(model, alignment, [Row(program=tried, seed=0)]).run()
+        except (torch.OutOfMemoryError, MemoryError):
+            return  # says nothing of the filter; the batch makes room, or ends its sample
+        except Exception as error:  # noqa: BLE001 - filters are code of strangers
+            failed = error
+        else:
+            return
+    if isinstance(failed, CapabilityError):
+        raise failed
+    kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
+    raise CapabilityError(
+        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}); use another filter"
+    ) from failed
 
 
-def _in_short(program: Program) -> Program:
-    """Return a program of the same steps that takes next to no time."""
+def _in_short(program: Program, tokens: int | None = 5, thoughts: int | None = 1) -> Program:
+    """Return a program of the same steps that takes next to no time.
+
+    Args:
+        tokens: Of each prompt at most; None leaves them.
+        thoughts: Of each agent's turn at most; None leaves them.
+    """
     steps: list[Step] = []
     for step in program:
         match step:
             case Read():
-                steps.append(replace(step, tokens=step.tokens[:5], text=""))
+                steps.append(replace(step, tokens=step.tokens[:tokens], text=""))
             case Think():
-                steps.append(replace(step, steps=min(step.steps, 1)))
+                steps.append(step if thoughts is None else replace(step, steps=min(step.steps, thoughts)))
             case Write():
                 steps.append(replace(step, max_new_tokens=1))
             case Join():
-                steps.append(Join(branches=tuple(map(_in_short, step.branches))))
+                steps.append(Join(branches=tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)))
             case _:
                 steps.append(step)
     return Program(tuple(steps))
@@ -282,7 +294,7 @@ def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
     def embed(tokens: Sequence[int]) -> Tensor:
         return embedding(torch.tensor([tokens], device=model.device))  # type: ignore[no-any-return]
 
-    norm = float(embed([token for first in firsts for token in first]).float().norm(dim=-1).mean())
+    norm = float(embed([token for first in firsts for token in first]).float().norm(dim=-1).mean().clamp_min(1e-6))
     with _shrunken(model) as probed:
         endless = replace(probed, stop_tokens=frozenset())
         rollout = _rollout(endless, programs, norm=norm)
