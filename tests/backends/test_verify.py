@@ -287,3 +287,10 @@ def test_a_window_that_nobody_can_shrink_is_refused(tiny):
     causal.model.forward = windowed
     with pytest.raises(CapabilityError, match=r"llama cannot be run exactly: .*a sliding window of 40"):
         verified(describe_model(causal, tiny.tokenizer))
+
+
+@pytest.mark.parametrize(("kind", "width"), [("mistral", 40), ("llama", None)])
+def test_types_of_layers_that_the_model_ignores_are_ignored(tiny, kind, width):
+    layers = ["full_attention", "sliding_attention"] * 2
+    causal = tiny.small(kind, sliding_window=40, layer_types=layers)
+    assert verified(describe_model(causal, tiny.tokenizer)).windows == {None: width}

@@ -177,8 +177,13 @@ def _in_short(program: Program, tokens: int | None = 5, thoughts: int | None = 1
 def _ways(model: LoadedModel) -> Iterator[LoadedModel]:
     """Yield the model as its configuration is usually meant, then as some classes take it."""
     yield model
-    if any(width is not None for width in model.windows.values()):
+    width = max((width or 0 for width in model.windows.values()), default=0)
+    if len(model.windows) > 1:
+        yield replace(model, windows={None: width or None})  # Mistral ignores types of layers
+    if width:
         yield replace(model, windows=dict.fromkeys(model.windows))  # Llama ignores windows
+    if width and len(model.windows) > 1:
+        yield replace(model, windows={None: None})  # and both
     if getattr(model.causal.config.get_text_config(), "logits_scaling", 1.0) not in (None, 1.0):
         yield replace(model, divides=False)
 
