@@ -116,7 +116,7 @@ class Tiny:
         self._causal[key] = causal.eval().requires_grad_(False)
         return causal
 
-    def small(self, kind: str, **config: object) -> Any:
+    def small(self, kind: str, *, attention: str = "sdpa", **config: object) -> Any:
         """Return a random float64 model of any type of transformers: four layers, attention that is not uniform."""
         import torch
         import transformers
@@ -135,7 +135,7 @@ class Tiny:
         made = transformers.AutoConfig.for_model(kind, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            causal = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="sdpa")
+            causal = transformers.AutoModelForCausalLM.from_config(made, attn_implementation=attention)
         return causal.double().eval().requires_grad_(False)
 
     def model(

@@ -140,3 +140,13 @@ def test_a_memory_that_counts_slots_for_positions_fails_the_probe(tiny, monkeypa
     monkeypatch.setattr(LatentMemory, "extend", by_slots)
     with pytest.raises(CapabilityError, match="cannot be run exactly"):
         verified(model)
+
+
+def test_weights_that_hold_what_is_no_number_are_refused_by_name(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights[name][3, 5] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"{name} holds NaN"):
+        load_model(options(tmp_path), None)

@@ -1,13 +1,17 @@
 """longrope: which factors a row takes depends on its own length, never on its neighbours."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from latentmas import Session
 from latentmas.backends.hf.load import describe_model
+from latentmas.backends.hf.rollout import Rollout
 from latentmas.backends.hf.verify import verified
 from latentmas.errors import ContextLimitError
-from latentmas.program import Handover, KeepSpec, Program, Read, Think, Write
+from latentmas.program import Handover, KeepSpec, Positions, Program, Read, Think, Write
 
 SWITCH = 64
 
@@ -111,3 +115,58 @@ def test_a_session_does_not_read_over_the_switch(tiny, model):
 def test_keys_cannot_be_moved(model):
     assert model.ropes is None
     assert "depend on length" in model.unmovable
+
+
+def test_what_follows_a_text_that_ended_early_is_rotated_like_what_stands_before_it(tiny, model, monkeypatch):
+    program = Program(
+        (
+            Read(agent="a", tokens=tokens(34, 34)),
+            Write(agent="a", max_new_tokens=40),
+            Read(agent="b", tokens=tokens(5, 2)),
+            Write(agent="b", max_new_tokens=2),
+        )
+    )
+    lengths = []
+    forward = Rollout.forward
+
+    def spied(self, *given):
+        hidden = forward(self, *given)
+        lengths.append(max(self.rows[0].reach, int(self.memory.next_position[0])))
+        return hidden
+
+    monkeypatch.setattr(Rollout, "forward", spied)
+    done = tiny.open(model).run([program])[0]
+    assert 34 + len(done.steps[1].written) + 5 + 2 <= SWITCH, "the text ended early"
+    assert min(lengths) > SWITCH
+
+
+def test_a_text_may_cross_where_memory_that_was_cut_has_the_long_factors_already(tiny, model):
+    program = Program(
+        (
+            Read(agent="a", tokens=tokens(50)),
+            Think(agent="a", steps=2),
+            Handover(agent="a", keep=KeepSpec(name="thoughts"), positions=Positions.PUBLISHED),
+            Read(agent="b", tokens=tokens(40)),
+            Write(agent="b", max_new_tokens=40),
+        )
+    )
+    endless = replace(model, stop_tokens=frozenset())
+    assert len(tiny.open(endless).run([program])[0].steps[-1].written) == 40
+
+
+def test_factors_are_chosen_by_row_whatever_the_model_calls_what_turns_its_keys(tiny, model):
+    causal = deepcopy(model.causal)
+    del causal.model.rotary_emb.forward, causal.model.rotary_emb.latentmas_by_row
+    causal.model.turner = causal.model.rotary_emb
+    del causal.model.rotary_emb
+    decode = causal.model.forward
+
+    def forward(*given, **more):
+        causal.model.__dict__["rotary_emb"] = causal.model.turner
+        try:
+            return decode(*given, **more)
+        finally:
+            del causal.model.__dict__["rotary_emb"]
+
+    causal.model.forward = forward
+    assert verified(describe_model(causal, tiny.tokenizer)).switch == SWITCH

@@ -106,3 +106,25 @@ def test_a_norm_after_rotation_is_not_taken_for_a_rotation(tiny):
     model = verified(describe_model(causal, None))
     assert model.ropes is None
     assert "not known" in model.unmovable
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_rounding_that_grows_from_layer_to_layer_hides_no_rotation(tiny, seed):
+    # Beside a sink a slot alone weighs less than 1, and how much less is rounded otherwise at every position.
+    sizes = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24}
+    causal = tiny.small("gpt_oss", attention="eager", num_hidden_layers=24, **sizes)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in causal.named_parameters():
+        if weight.dim() > 1 and "embed" not in name:
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 1.5 / weight.shape[-1] ** 0.5)
+    model = verified(describe_model(causal.to(torch.bfloat16), None, "eager"))
+    assert model.ropes is not None, model.unmovable
+
+
+def test_a_large_bias_in_channels_that_hardly_turn_hides_no_rotation(tiny):
+    # As in Qwen 2.5, whose keys are nothing but bias to the eye of bfloat16.
+    causal = tiny.small("qwen2", head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    for layer in causal.model.layers:
+        layer.self_attn.k_proj.bias.copy_(torch.tensor([0.0] * 7 + [200.0] + [0.0] * 8).repeat(2))
+    model = verified(describe_model(causal.to(torch.bfloat16), None), joins=True)
+    assert model.ropes is not None, model.unmovable

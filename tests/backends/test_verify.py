@@ -7,13 +7,14 @@ import pytest
 import torch
 import transformers
 
+from latentmas.backends.hf import architecture, verify
 from latentmas.backends.hf import rollout as rollouts
-from latentmas.backends.hf import verify
 from latentmas.backends.hf.load import LoadedModel, LoadOptions, describe_model, load_config
 from latentmas.backends.hf.verify import verified
 from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
-from latentmas.program import Program, Read, Write
+from latentmas.program import Program, Read, SlotKind, Write
+from latentmas.rope import STILL
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 extend, logits, visibility = LatentMemory.extend, LoadedModel.logits, rollouts.visibility
@@ -186,3 +187,110 @@ def test_auto_attention_asks_the_model_class(tmp_path):
 def test_the_context_of_a_scaled_folder_is_factor_times_the_original(tiny, rope, context):
     causal = tiny.causal("llama", rope_parameters={"rope_theta": 1e4, **rope}, max_position_embeddings=1024)
     assert describe_model(causal, tiny.tokenizer).context == context
+
+
+def test_a_context_is_not_scaled_twice_where_layers_have_frequencies_of_their_own():
+    ropes = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = transformers.Gemma3TextConfig(max_position_embeddings=131072, rope_parameters=ropes)
+    assert architecture.context(config) == 131072
+
+
+def of_kind(kind, by):
+    def fault(memory, valid, agents, given):
+        positions = extend(memory, valid, agents, given)
+        return positions + by if given is kind else positions
+
+    return fault
+
+
+def of_another_row(rollout, number, tokens, goes_on):
+    return feed(rollout, number, tokens.roll(1, 0), goes_on)
+
+
+def of_the_first_hidden_state(rollout, number, step):
+    hidden, honest = rollout.hidden, rollout.alignment
+    rollout.alignment = lambda _: honest(hidden)
+    try:
+        return think(rollout, number, step)
+    finally:
+        rollout.alignment = honest
+
+
+feed, think = rollouts.Rollout._feed, rollouts.Rollout.think
+FAULTS_OF_TURNS = {
+    "a thought is one position early": (LatentMemory, "extend", of_kind(SlotKind.THOUGHT, -1)),
+    "a thought is one position late": (LatentMemory, "extend", of_kind(SlotKind.THOUGHT, 1)),
+    "a text is one position early": (LatentMemory, "extend", of_kind(SlotKind.TEXT, -1)),
+    "a row reads what another wrote": (rollouts.Rollout, "_feed", of_another_row),
+    "every thought is the first": (rollouts.Rollout, "think", of_the_first_hidden_state),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", FAULTS_OF_TURNS)
+def test_a_fault_of_thoughts_or_texts_alone_is_refused_before_the_first_sample(tiny, monkeypatch, fault, dtype):
+    model = tiny.model("llama", dtype=DTYPES[dtype])
+    monkeypatch.setattr(*FAULTS_OF_TURNS[fault])
+    with pytest.raises(CapabilityError, match="llama cannot"):
+        verified(model, thinks=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_read_after_a_join_at_a_wrong_place_is_refused_before_the_first_sample(tiny, monkeypatch, dtype):
+    model = tiny.model("llama", dtype=DTYPES[dtype])
+    join = LatentMemory.join.__func__
+
+    def late(cls, parts, ropes):
+        joined = join(cls, parts, ropes)
+        joined.next_position += 1
+        return joined
+
+    monkeypatch.setattr(LatentMemory, "join", classmethod(late))
+    verified(model)
+    with pytest.raises(CapabilityError, match="read after a Join"):
+        verified(model, joins=True)
+
+
+def test_experts_hide_no_layer_whose_keys_are_not_moved(tiny, monkeypatch):
+    causal = tiny.small("mixtral", num_local_experts=4, num_experts_per_tok=2).to(torch.bfloat16)
+    model = verified(describe_model(causal, None), joins=True)
+    join = LatentMemory.join.__func__
+    monkeypatch.setattr(
+        LatentMemory, "join", classmethod(lambda cls, parts, ropes: join(cls, parts, (*ropes[:-1], STILL)))
+    )
+    with pytest.raises(CapabilityError, match="keys or values that were moved"):
+        verified(model, joins=True)
+
+
+def test_a_window_of_a_configuration_of_its_own_is_built(tiny):
+    causal = deepcopy(tiny.causal("mistral", sliding_window=40))
+    causal.model.config = deepcopy(causal.config)
+    assert verified(describe_model(causal, tiny.tokenizer)).windows == {None: 40}
+    assert causal.model.config.sliding_window == 40
+
+
+def test_a_window_that_nobody_can_shrink_is_refused(tiny):
+    causal = deepcopy(tiny.causal("llama"))
+    causal.config.sliding_window = 40
+    decode = causal.model.forward
+
+    def windowed(input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, **more):
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if attention_mask is None:  # the model's own way
+            place = torch.arange(length)
+            attention_mask = ((place <= place[:, None]) & (place[:, None] - place < 40))[None, None]
+        return decode(input_ids, attention_mask, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **more)
+
+    causal.model.forward = windowed
+    with pytest.raises(CapabilityError, match=r"llama cannot be run exactly: .*a sliding window of 40"):
+        verified(describe_model(causal, tiny.tokenizer))
+
+
+@pytest.mark.parametrize(("kind", "width"), [("mistral", 40), ("llama", None)])
+def test_types_of_layers_that_the_model_ignores_are_ignored(tiny, kind, width):
+    layers = ["full_attention", "sliding_attention"] * 2
+    causal = tiny.small(kind, sliding_window=40, layer_types=layers)
+    assert verified(describe_model(causal, tiny.tokenizer)).windows == {None: width}

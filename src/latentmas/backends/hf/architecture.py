@@ -121,14 +121,16 @@ def context(text: Any) -> int | None:
     """Return the positions a model was made for; None where its configuration does not say.
 
     A folder with YaRN or linear scaling has ``factor`` times its original length, whatever
-    ``max_position_embeddings`` says: people add the scaling and leave that number (so does vLLM read it).
+    ``max_position_embeddings`` says: people add the scaling and leave that number (so does vLLM read it). Where layers
+    have sets of their own (Gemma 3) nobody added one of them, and that number counts the scaling already.
     """
     stated = getattr(text, "max_position_embeddings", None)
     longest = stated if isinstance(stated, int) and stated > 0 else None
-    for parameters in rope_parameters(text):
+    sets = rope_parameters(text)
+    for parameters in sets:
         kind, factor = rope_type(parameters), parameters.get("factor")
         if kind in EXTENDS and isinstance(factor, int | float) and longest is not None:
-            original = parameters.get("original_max_position_embeddings") or longest
+            original = parameters.get("original_max_position_embeddings") or (longest if len(sets) == 1 else 0)
             longest = max(longest, int(factor * original))
     return longest
 

@@ -88,13 +88,13 @@ class HFBackend:
         if not self._watches and handover.looks_at_attention(job.program):
             check_watch(self.model)
             self._watches = True
+        if (error := self._unfit(job.program)) is not None:
+            self._refused.append(JobError(key=job.key, error=error))
+            return
         if handover.drops(job.program) and (kind := shape(job.program)) not in self._tried:
             try_handovers(self.model, self.alignment, job.program)
             self._tried.add(kind)
-        if (error := self._unfit(job.program)) is not None:
-            self._refused.append(JobError(key=job.key, error=error))
-        else:
-            self._pending.append(job)
+        self._pending.append(job)
 
     def collect(self) -> list[Outcome]:
         """Run the oldest jobs of one shape as a batch; return their outcomes in the order of submission."""

@@ -289,7 +289,23 @@ def load_model(options: LoadOptions, tokenizer: Any) -> LoadedModel:
             f"the weights of {options.model_name!r} lack {len(missing)} tensors that its configuration asks for, "
             f"the first is {missing[0]}; get the whole model"
         )
+    if (name := _not_a_number(causal)) is not None:
+        raise ConfigError(
+            f"the weights of {options.model_name!r} are no numbers: {name} holds NaN as {dtype}; get the model again, "
+            "or give another --dtype"
+        )
     return describe_model(causal, tokenizer, attention or causal.config._attn_implementation)
+
+
+def _not_a_number(causal: Any) -> str | None:
+    """Return the name of a weight with NaN in it; an expert that is seldom asked would break single samples."""
+    for name, weight in causal.named_parameters():
+        # A sum is fast, and without NaN nothing but infinities makes one; so few are looked at closely.
+        if weight.is_floating_point() and not weight.is_meta and weight.element_size() > 1:
+            suspect = bool(weight.sum(dtype=torch.float32).isnan())
+            if suspect and bool(weight.isnan().any()):
+                return str(name)
+    return None
 
 
 def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> LoadedModel:
@@ -298,7 +314,9 @@ def describe_model(causal: Any, tokenizer: Any, attention: str = "sdpa") -> Load
     if causal.get_input_embeddings().weight.dtype == torch.float64 and has_experts(causal):
         causal.set_experts_implementation("eager")  # the grouped product of torch has no float64
     if (switch := architecture.switch(text)) is not None:
-        longrope.choose_by_row(causal.get_decoder().rotary_emb)
+        for module in causal.get_decoder().modules():
+            if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
+                longrope.choose_by_row(module)
     return LoadedModel(
         causal=causal,
         windows=architecture.windows(text),

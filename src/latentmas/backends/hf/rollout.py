@@ -132,7 +132,8 @@ class Rollout:
         began, rows = time.perf_counter(), list(self.rows)
         if self.model.switch is not None:
             for row, position in zip(rows, self.memory.next_position.tolist(), strict=True):
-                row.reach = position + positions_ahead(row.steps[number:])
+                # Never less than before: what is in memory was rotated for it, and a text may end early.
+                row.reach = max(row.reach, position + positions_ahead(row.steps[number:]))
         self._handed, self._branches = [None] * len(rows), {}
         match rows[0].steps[number]:
             case Read():

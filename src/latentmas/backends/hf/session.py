@@ -170,14 +170,14 @@ class Session:
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
         reached, switch = int(self.memory.next_position.max()), self._model.switch
-        if switch is not None and 0 < reached <= switch < needed:
+        if switch is not None and reached > 0 and max(reached, self._row.reach) <= switch < needed:
             raise ContextLimitError(
                 f"this step goes from position {reached} to {needed}, and {self._model.kind} rotates keys in another "
                 f"way beyond {switch}; what is in memory would not fit it. Run all of it as one Program, which knows "
                 "beforehand how long it gets"
             )
         rollout, row, memory = self._rollout, self._row, self._rollout.memory
-        of_row = row.thoughts, row.writes, row.handovers
+        of_row = row.thoughts, row.writes, row.handovers, row.reach
         before = memory.slots, memory.next_position, memory.made, rollout.hidden
         row.program = Program((*program, *ahead))
         try:
@@ -185,7 +185,7 @@ class Session:
         except BaseException:  # Ctrl-C in a notebook, for one: the session is as it was before this step
             rollout.memory = memory
             memory.slots, memory.next_position, memory.made, rollout.hidden = before
-            row.thoughts, row.writes, row.handovers = of_row
+            row.thoughts, row.writes, row.handovers, row.reach = of_row
             raise
         if self._row.error is not None:
             raise self._row.error

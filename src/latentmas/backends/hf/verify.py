@@ -11,9 +11,9 @@ model is nearly bit-identical there and a position that is off by one is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -60,6 +60,8 @@ WATCHED_TOLERANCE: Final = {torch.float64: 1e-4, torch.float32: 1e-3, torch.floa
 
 _READS: Final = ((19, 5), (6, 2), (2, 9), (9, 1), (1, 8), (14, 3), (3, 12), (7, 7))
 """Lengths of the two Reads of each row. They differ in both, so that padding falls between real tokens."""
+_TURNS: Final = ((9, 4, 13), (4, 7, 3))
+"""Lengths of the first and the second Read of each row that takes turns."""
 _LATE: Final = (2, 5, 7)
 """Rows that begin at late positions, beside others that begin at 0."""
 _LATEST: Final = 1 << 14
@@ -78,16 +80,20 @@ def verified(model: LoadedModel, *, thinks: bool = False, joins: bool = False) -
     Raises:
         CapabilityError: The backend and the model disagree about keys, values or logits; says by how much.
     """
-    fault = ""
+    fault: str | None = None
     for candidate in _ways(model):
         found = _fault(candidate)
+        if found is None and (width := _given_up(model, candidate)) is not None:
+            fault = found = _fault_beyond(candidate, width)
         if found is None:
             model = _with_ropes(candidate)
             break
         fault = fault or found  # of the way the configuration describes
     else:
         raise CapabilityError(f"{model.kind} cannot be run exactly: {fault}; use another model")
-    if thinks and (found := _fault_of_thoughts(model)) is not None:
+    if (found := _fault_of_turns(model, thinks=False)) is not None:
+        raise CapabilityError(f"{model.kind} cannot be run exactly: {found}; use another model")
+    if thinks and (found := _fault_of_turns(model, thinks=True)) is not None:
         raise CapabilityError(f"{model.kind} cannot think latent thoughts: {found}; use --method baseline or text_mas")
     if joins:
         if model.ropes is None:
@@ -123,34 +129,46 @@ def check_watch(model: LoadedModel) -> None:
 def try_handovers(model: LoadedModel, alignment: Alignment, program: Program) -> None:
     """Run the hand-overs of a program once, on prompts of a few tokens and one thought of each agent.
 
+    A filter may need more slots than that: what fails is run once more, at full length but for its texts.
+
     Raises:
         CapabilityError: A filter cannot look at what this model keeps; says why.
     """
-    rollout = Rollout(model, alignment, [Row(program=_in_short(program), seed=0)])
-    try:
-        rollout.run()
-    except CapabilityError:
-        raise
-    except Exception as error:
-        kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
-        raise CapabilityError(
-            f"hand-overs that keep {kept} do not work on {model.kind} ({_short(error)}); use another filter"
-        ) from error
+    for tried in (_in_short(program), _in_short(program, tokens=None, thoughts=None)):
+        try:
+            Rollout(model, alignment, [Row(program=tried, seed=0)]).run()
+        except (torch.OutOfMemoryError, MemoryError):
+            return  # says nothing of the filter; the batch makes room, or ends its sample
+        except Exception as error:  # noqa: BLE001 - filters are code of strangers
+            failed = error
+        else:
+            return
+    if isinstance(failed, CapabilityError):
+        raise failed
+    kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
+    raise CapabilityError(
+        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}); use another filter"
+    ) from failed
 
 
-def _in_short(program: Program) -> Program:
-    """Return a program of the same steps that takes next to no time."""
+def _in_short(program: Program, tokens: int | None = 5, thoughts: int | None = 1) -> Program:
+    """Return a program of the same steps that takes next to no time.
+
+    Args:
+        tokens: Of each prompt at most; None leaves them.
+        thoughts: Of each agent's turn at most; None leaves them.
+    """
     steps: list[Step] = []
     for step in program:
         match step:
             case Read():
-                steps.append(replace(step, tokens=step.tokens[:5], text=""))
+                steps.append(replace(step, tokens=step.tokens[:tokens], text=""))
             case Think():
-                steps.append(replace(step, steps=min(step.steps, 1)))
+                steps.append(step if thoughts is None else replace(step, steps=min(step.steps, thoughts)))
             case Write():
                 steps.append(replace(step, max_new_tokens=1))
             case Join():
-                steps.append(Join(branches=tuple(map(_in_short, step.branches))))
+                steps.append(Join(branches=tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)))
             case _:
                 steps.append(step)
     return Program(tuple(steps))
@@ -159,18 +177,45 @@ def _in_short(program: Program) -> Program:
 def _ways(model: LoadedModel) -> Iterator[LoadedModel]:
     """Yield the model as its configuration is usually meant, then as some classes take it."""
     yield model
-    if any(width is not None for width in model.windows.values()):
+    width = max((width or 0 for width in model.windows.values()), default=0)
+    if len(model.windows) > 1:
+        yield replace(model, windows={None: width or None})  # Mistral ignores types of layers
+    if width:
         yield replace(model, windows=dict.fromkeys(model.windows))  # Llama ignores windows
+    if width and len(model.windows) > 1:
+        yield replace(model, windows={None: None})  # and both
     if getattr(model.causal.config.get_text_config(), "logits_scaling", 1.0) not in (None, 1.0):
         yield replace(model, divides=False)
 
 
+def _given_up(model: LoadedModel, candidate: LoadedModel) -> int | None:
+    """Return the width of a window that `candidate` gives up; None where no text can be longer."""
+    width = max((width or 0 for width in model.windows.values()), default=0)
+    if not width or any(candidate.windows.values()) or (model.context is not None and width >= model.context):
+        return None
+    return width
+
+
+def _fault_beyond(model: LoadedModel, width: int) -> str | None:
+    """Return what a text that is longer than a window shows of it; None where there is none.
+
+    Code that comes with a model may keep its window where nobody can shrink it, and a short text then shows nothing.
+    """
+    text = _tokens(model, 0, width + 8)
+    rollout = _rollout(model, [Program((Read(agent="a", tokens=text[:-8]), Read(agent="b", tokens=text[-8:])))])
+    rollout.run()
+    off = _apart([(rollout.memory, _own(model, torch.tensor([text])))], range(model.layers))
+    if not off <= _allowed(model).inner:
+        return (
+            f"its configuration has a sliding window of {width}, and its layers have a window of another kind "
+            f"(keys or values of {len(text)} tokens differ by {off:.2g} of their length without one)"
+        )
+    return None
+
+
 def _fault(model: LoadedModel) -> str | None:
     """Return in which way the backend and the model disagree about reading; None where they agree."""
-    allowed = TOLERANCE[model.dtype]
-    if model.dtype in (torch.float16, torch.bfloat16) and has_experts(model.causal):
-        # Rounding sends a token to another expert now and then; the first layer and the head still tell faults.
-        allowed = replace(allowed, inner=0.5, logits=0.2)
+    allowed = _allowed(model)
     try:
         found = measure(model)
     except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
@@ -193,6 +238,15 @@ def _fault(model: LoadedModel) -> str | None:
             "prompt read at once"
         )
     return None
+
+
+def _allowed(model: LoadedModel) -> Differences:
+    """Return the largest differences that are rounding."""
+    allowed = TOLERANCE[model.dtype]
+    if model.dtype in (torch.float16, torch.bfloat16) and has_experts(model.causal):
+        # Rounding sends a token to another expert now and then; the first layer and the head still tell faults.
+        return replace(allowed, inner=0.5, logits=0.2)
+    return allowed
 
 
 @torch.inference_mode()
@@ -220,50 +274,116 @@ def measure(model: LoadedModel) -> Differences:
     pairs = list(zip(ours, theirs, strict=True))
     return Differences(
         head=float(((head - wanted).abs() / scale).max()),
-        first=_apart(pairs, [0], largest=True),
+        first=_apart(pairs, [0], of=torch.max),
         inner=_apart(pairs, range(model.layers)),
         logits=float(((logits - wanted).abs() / scale).amax(dim=1).float().mean()),
     )
 
 
-def _fault_of_thoughts(model: LoadedModel) -> str | None:
-    """Return in which way a thought in memory differs from the same vectors read in one piece; None where not."""
-    tolerance = TOLERANCE[model.dtype]
-    first, second = _tokens(model, 0, 9), _tokens(model, 1, 4)
-    program = Program((Read(agent="a", tokens=first), Think(agent="a", steps=1), Read(agent="b", tokens=second)))
+def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
+    """Return in which way turns - read, think, write, read - differ from the same vectors read in one piece.
+
+    Args:
+        thinks: Turns have latent thoughts.
+    """
+    tolerance = _allowed(model)
+    firsts, seconds = ([_tokens(model, row, length) for row, length in enumerate(part)] for part in _TURNS)
+    programs = []
+    for first, second in zip(firsts, seconds, strict=True):
+        steps: list[Step] = [Read(agent="a", tokens=first)]
+        steps += [Think(agent="a", steps=2)] if thinks else []
+        steps += [Write(agent="a", max_new_tokens=2), Read(agent="b", tokens=second)]
+        programs.append(Program(tuple(steps)))
     embedding = model.causal.get_input_embeddings()
-    norm = float(embedding(torch.tensor([first], device=model.device)).float().norm(dim=-1).mean())
+
+    def embed(tokens: Sequence[int]) -> Tensor:
+        return embedding(torch.tensor([tokens], device=model.device))  # type: ignore[no-any-return]
+
+    norm = float(embed([token for first in firsts for token in first]).float().norm(dim=-1).mean().clamp_min(1e-6))
     with _shrunken(model) as probed:
+        endless = replace(probed, stop_tokens=frozenset())
+        rollout = _rollout(endless, programs, norm=norm)
+        thoughts = _Kept(rollout.alignment)
+        rollout.alignment = thoughts
+        rows = list(rollout.rows)
         try:
-            rollout = _rollout(probed, [program], norm=norm)
             rollout.run()
-            alignment = rollout.alignment
-            before, after = (embedding(torch.tensor([part], device=model.device)) for part in (first, second))
-            thought = alignment(_own_vectors(probed, before).hidden)[:, None]
-            theirs = _own_vectors(probed, torch.cat([before, thought.to(before), after], dim=1))
+            theirs = []
+            for number, (row, first, second) in enumerate(zip(rows, firsts, seconds, strict=True)):
+                if row.error is not None:
+                    return str(row.error)
+                before = embed(first)
+                for made in thoughts.made:
+                    own = thoughts.alignment(_own_vectors(probed, before).hidden)[0].to(made.device)
+                    off = float((made[number] - own).float().norm()) / norm
+                    if not off <= 2 * tolerance.inner:  # of the hidden state, which differs more than keys do
+                        return f"a thought differs by {off:.2g} of its length from that of the model itself"
+                    before = torch.cat([before, made[number][None, None].to(before)], dim=1)
+                written = embed(row.accounts[-2].written)
+                theirs.append(_own_vectors(probed, torch.cat([before, written, embed(second)], dim=1)))
         except Exception as error:  # noqa: BLE001 - as above
             return f"it takes no vectors in place of tokens ({_short(error)})"
-    off = _apart([(rollout.memory, theirs)], range(model.layers))
-    if not off <= 2 * tolerance.inner:  # two roundings: that of the thought, and that of what reads it
-        return f"keys or values differ by {off:.2g} of their length from those of the same vectors read at once"
+    pairs = list(zip(rollout.memory.split_rows(), theirs, strict=True))
+    for off, most in (
+        (_apart(pairs, [0], of=torch.max), tolerance.first),
+        (_apart(pairs, range(model.layers)), tolerance.inner),
+    ):
+        if not off <= most:
+            return f"keys or values differ by {off:.2g} of their length from those of the same vectors read at once"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An alignment that keeps what it made, ``[B, E]`` each."""
+
+    alignment: Alignment
+    made: list[Tensor] = field(default_factory=list)
+
+    @property
+    def norm(self) -> float:
+        return self.alignment.norm
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        self.made.append(self.alignment(hidden))
+        return self.made[-1]
 
 
 def _fault_of_joins(model: LoadedModel) -> str | None:
     """Return in which way a joined memory differs from branches read where they are laid; None where it does not."""
-    tolerance = TOLERANCE[model.dtype]
+    tolerance = _allowed(model)
     parts = [_tokens(model, 0, 7), _tokens(model, 1, 11)]
+    after = _tokens(model, 2, 5)
     branches = tuple(Program((Read(agent=name, tokens=part),)) for name, part in zip("ab", parts, strict=True))
     with _shrunken(model) as probed:
-        rollout = _rollout(probed, [Program((Join(branches=branches), Read(agent="c", tokens=parts[0][:2])))])
+        rollout = _rollout(probed, [Program((Join(branches=branches), Read(agent="c", tokens=after)))])
         rollout.run()
-        theirs = _own(probed, torch.tensor([parts[1]]), start=len(parts[0]))
-        place = torch.arange(rollout.memory.slots, device=rollout.memory.device)
-        moved = rollout.memory.keep((place >= len(parts[0]))[None] & (place < len(parts[0]) + len(parts[1]))[None])
-    off = _apart([(moved, theirs)], range(model.layers))
-    if not off <= tolerance.inner:
-        return f"keys or values that were moved differ by {off:.2g} of their length from those written there"
+        lengths = [len(part) for part in (*parts, after)]
+        first, second, third = (
+            (part, _own(probed, torch.tensor([tokens]), start=sum(lengths[:number])))
+            for number, (part, tokens) in enumerate(zip(_cut(rollout.memory, lengths), (*parts, after), strict=True))
+        )
+    for off, most in (
+        (_apart([first, second], range(model.layers)), tolerance.inner),
+        # Experts change single slots; keys that are not moved are wrong in all of them.
+        (_apart([first, second], range(model.layers), of=torch.median), TOLERANCE[model.dtype].inner),
+    ):
+        if not off <= most:
+            return f"keys or values that were moved differ by {off:.2g} of their length from those written there"
+    # In later layers what is read after a Join depends on all that was joined.
+    off = _apart([third], [0], of=torch.max)
+    if not off <= tolerance.first:
+        return f"keys or values read after a Join differ by {off:.2g} of their length from those written there"
     return None
+
+
+def _cut(memory: LatentMemory, lengths: Sequence[int]) -> Iterator[LatentMemory]:
+    """Yield the stretches of one row without padding."""
+    place = torch.arange(memory.slots, device=memory.device)
+    start = 0
+    for length in lengths:
+        yield memory.keep((place >= start)[None] & (place < start + length)[None])
+        start += length
 
 
 def _with_ropes(model: LoadedModel) -> LoadedModel:
@@ -334,21 +454,27 @@ def _late(model: LoadedModel) -> int:
     return max(0, min(_LATEST, model.context or 1024) - longest)
 
 
-def _apart(pairs: Sequence[tuple[LatentMemory, _Own]], layers: Iterable[int], *, largest: bool = False) -> float:
+def _rms(lengths: Tensor) -> Tensor:
+    return lengths.pow(2).mean().sqrt()
+
+
+def _apart(
+    pairs: Sequence[tuple[LatentMemory, _Own]], layers: Iterable[int], *, of: Callable[[Tensor], Tensor] = _rms
+) -> float:
     """Return how far keys and values are apart where they are most so, as a share of the usual length of a slot.
 
     Args:
         pairs: A memory of one row without padding, and the model's own cache of the same slots.
-        largest: Of a single slot; else the root mean square over the slots of a row and layer.
+        of: Makes one number of the differences of a row's slots and heads in one layer.
     """
     found = []
     for memory, own in pairs:
         for layer in layers:
             for ours, theirs in ((memory.keys, own.keys), (memory.values, own.values)):
                 exact = theirs(layer).to(torch.promote_types(theirs(layer).dtype, torch.float32))  # [1, H, S, D]
-                usual = exact.norm(dim=-1).pow(2).mean().sqrt().clamp_min(1e-9)
+                usual = _rms(exact.norm(dim=-1)).clamp_min(1e-9)
                 off = (ours(layer).to(exact) - exact).norm(dim=-1)  # [1, H, S]
-                found.append((off.max() if largest else off.pow(2).mean().sqrt()) / usual)
+                found.append(of(off) / usual)
     return float(torch.stack(found).max())  # NaN where there is one
 
 
@@ -359,18 +485,19 @@ def _short(error: Exception) -> str:
 @contextmanager
 def _shrunken(model: LoadedModel) -> Iterator[LoadedModel]:
     """Make every sliding window so small that a probe is longer; it is the model's own again afterwards."""
-    text = model.causal.config.get_text_config()
-    owners = [text, *(module for module in model.causal.modules())]
+    modules = list(model.causal.modules())
+    configs = [model.causal.config.get_text_config(), *(getattr(module, "config", None) for module in modules)]
+    owners = {id(owner): owner for owner in (*configs, *modules) if owner is not None}  # some copy their configuration
     before = [
-        (owner, field, value)
-        for owner in owners
-        for field in architecture.WINDOW_FIELDS
-        if isinstance(value := getattr(owner, field, None), int) and not isinstance(value, bool) and value > 0
+        (owner, name, value)
+        for owner in owners.values()
+        for name in architecture.WINDOW_FIELDS
+        if isinstance(value := getattr(owner, name, None), int) and not isinstance(value, bool) and value > 0
     ]
-    for owner, field, _ in before:
-        setattr(owner, field, _SHRUNKEN)
+    for owner, name, _ in before:
+        setattr(owner, name, _SHRUNKEN)
     try:
-        yield replace(model, windows={name: width and _SHRUNKEN for name, width in model.windows.items()})
+        yield replace(model, windows={kind: width and _SHRUNKEN for kind, width in model.windows.items()})
     finally:
-        for owner, field, value in before:
-            setattr(owner, field, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
