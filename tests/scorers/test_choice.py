@@ -555,6 +555,7 @@ def test_a_label_counts_in_the_digits_of_every_script(text: str) -> None:
     ("text", "finish_reason", "verdict"),
     [
         (r"\boxed{C}. No, I mean \boxed{", LENGTH, NO_ANSWER),
+        (r"The answer is C. No, it is \boxed{", LENGTH, NO_ANSWER),
         (r"The answer is \boxed{C}. No, it is \boxed{\text{", LENGTH, NO_ANSWER),
         (r"\boxed{A}. No, I mean \boxed{C", STOP, CORRECT),
         (r"\boxed{C} in a \boxed{", STOP, CORRECT),

@@ -17,6 +17,8 @@ _TAIL: Final = 200
 _BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
 _FOREIGN_DIGIT: Final = re.compile(r"(?![0-9])\d|[\u066A-\u066C]|(?<=\d)\u060C(?=\d)")
 """A decimal digit of another script, or a sign that stands between or behind digits in Arabic."""
+_LAKHS: Final = re.compile(r"(?<![\d,])(?:(?![0-9])\d){1,2}(?:,(?:(?![0-9])\d){2})+,(?:(?![0-9])\d){3}(?!\d|,\d)")
+"""A number grouped as in India, in other digits than ASCII, where it could be a list."""
 _ARABIC_SIGNS: Final = {"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u060c": ","}
 
 
@@ -26,8 +28,11 @@ def without_end_tokens(text: str) -> str:
 
 
 def ascii_digits(text: str) -> str:
-    """Return a text with the digits 0 to 9 in place of those of other scripts, character by character."""
-    return text if text.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, text)
+    """Return a text with the digits 0 to 9 in place of those of other scripts."""
+    if text.isascii():
+        return text
+    text = _LAKHS.sub(lambda found: found[0].replace(",", ""), text)
+    return _FOREIGN_DIGIT.sub(_ascii_digit, text)
 
 
 def _ascii_digit(found: re.Match[str]) -> str:
@@ -57,7 +62,7 @@ def boxes(text: str, longest: int) -> Boxes:
     """
     opened_at = {found.end() - 1 for found in _BOX_OPENS.finditer(text)}
     if not opened_at:
-        return Boxes()
+        return Boxes(None, "", ends_inside=True) if _BOX_BEGINS.search(text[-20:]) else Boxes()
     stack: list[int] = []
     ends: dict[int, int] = {}
     for brace in _BRACE.finditer(text):
