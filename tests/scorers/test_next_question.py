@@ -75,6 +75,7 @@ GOES_ON = [
     (f"The answer is 18.\nHuman: {TOM}\nAssistant: The answer is 7.", LENGTH),
     (f"The answer is 18.\n\nUser: {TOM}\n\nAssistant: The answer is 7.", LENGTH),
     (f"#### 18\n\n### Instruction:\n{TOM}\n\n### Response:\n#### 7", STOP),
+    (f"<|channel|>final<|message|>It is 18.<|return|><|start|>user<|message|>{TOM}", LENGTH),
     (f"#### 18</s> Question: {TOM} #### 7", STOP),
     (f"#### 18<|endoftext|>{TOM} #### 7", STOP),
     (f"The answer is 18.<｜end▁of▁sentence｜><｜User｜>{TOM}<｜Assistant｜>The answer is 7.", LENGTH),
@@ -102,6 +103,10 @@ STAYS = [
     "The answer to the first part is 9.\n\nQuestion 2: How much does Janet make by 9 eggs at $2 for each?\nAnswer: 18",
     "Problema: Janet vende 9 huevos a $2. ¿Cuánto gana?\n\nSolución: 9*2 = 18\n\nLa respuesta es 18.",
     "问题：珍妮卖9个鸡蛋，每个2美元。她赚多少？\n\n解：9*2=18\n\n答案：18",
+    "Answer: 9 eggs.\n\nQuestion 2: How much money? 9*2 = 18.\n\nAnswer: 18",
+    "Ответ: 9 яиц.\n\nВопрос 2: Сколько денег? 9*2 = 18.\n\nОтвет: 18",
+    "Respuesta parcial: 9.\n\nPregunta 2: ¿Cuánto dinero? 9*2 = 18.\n\nRespuesta: 18",
+    "\\boxed{9} huevos.\n\nProblema: falta el precio. 9*2 = 18\n\n\\boxed{18}",
     # what is no heading and no turn
     "The user has 9 eggs.\nA user\nmay sell them: the answer is 18.",
     "Let me think.<|im_end|>\n<|im_start|>assistant\nThe answer is 18.",

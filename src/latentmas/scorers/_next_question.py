@@ -148,7 +148,8 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
         case Strength.ANNOUNCED if heading.whole:
             return heading.answered or heading.after_blank
         case Strength.ANNOUNCED:
-            return not own and heading.begins and heading.after_blank and heading.answered
+            may_begin = heading.begins and heading.after_blank and heading.answered
+            return may_begin and not (own or heading.goes_on)
         case Strength.BOXED:
             return heading.whole or not (own or heading.goes_on)
     return before is Strength.FINAL
@@ -164,7 +165,8 @@ def _read(text: str, found: re.Match[str]) -> _Heading:
     before = _NUMBER.findall(text, max(0, found.start() - 200), found.start())
     goes_on_from = bool(before) and before[-1] in numbers
     is_last = label is None and found.end() + len(body.rstrip()) >= len(text.rstrip())
-    sentences = len(_SENTENCE.findall(asked)) + (is_last and not _SENTENCE.search(asked[-1:]))  # one may be cut
+    is_cut = is_last and paragraph == question and not _SENTENCE.search(asked[-1:])
+    sentences = len(_SENTENCE.findall(asked)) + is_cut
     has_story = sentences > 1 or (len(asked) >= _LONG and len(numbers) > 1 and "?" in asked and not goes_on_from)
     return _Heading(
         number=int(number) if (number := found.groupdict().get("number")) else None,

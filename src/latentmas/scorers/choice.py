@@ -173,7 +173,8 @@ def grade(
     found_by, named = None, None
     if (shown := answer_part(text, cut=finish_reason is FinishReason.LENGTH)) is not None:
         answer, goes_on = own_part(ascii_digits(shown).translate(_FULL_WIDTH), lambda before: _strength(before, row))
-        cut = finish_reason is FinishReason.LENGTH and not goes_on
+        # What something follows, such as another turn, was not cut itself.
+        cut = finish_reason is FinishReason.LENGTH and not goes_on and text.endswith(shown)
         found_by, named = _find(without_end_tokens(answer), row, cut=cut)
     if named is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)

@@ -92,7 +92,8 @@ def grade(text: str, target: str, finish_reason: FinishReason) -> Score:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
     answer, goes_on = own_part(ascii_digits(shown), _strength)
     answer = without_end_tokens(answer)
-    cut = finish_reason is FinishReason.LENGTH and not goes_on
+    # What something follows, such as another turn, was not cut itself.
+    cut = finish_reason is FinishReason.LENGTH and not goes_on and text.endswith(shown)
     found = boxes(answer, LONGEST)
     box = found.closed
     if cut and found.later is not None and found.ends_inside:
