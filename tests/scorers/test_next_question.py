@@ -144,6 +144,11 @@ def test_a_choice_ends_where_the_next_question_begins(text: str) -> None:
     assert choice.grade(text, "B", LENGTH if "user" in text else STOP, ABCD, GASES).verdict is Verdict.CORRECT
 
 
+def test_a_choice_that_finds_a_fault_in_its_first_guess_is_read_to_its_end() -> None:
+    text = "A\n\nProblem: that is wrong, since plants breathe it out. I choose C.\n\nThe answer is C."
+    assert choice.grade(text, "C", STOP, ABCD, GASES).verdict is Verdict.CORRECT
+
+
 F = "def f(n):\n    return n + 1\n"
 
 

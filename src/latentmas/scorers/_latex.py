@@ -27,7 +27,6 @@ _REWRITES: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[\u2010-\u2013\u2212\uFE63\uFF0D]", "-"),
-        (r"[\u200B-\u200F\u202A-\u202E\u2060-\u2069\u061C\uFEFF]", ""),  # which way a text runs
         (r"[\u2600-\u2775\u2794-\u27BF\u2B50\uFE0F\u200D\U0001F300-\U0001FAFF]", ""),  # emoji
         (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^" + found[0].translate(_SUPERSCRIPT)),
         (r"(?<=[0-9])(?=[¼½¾⅐-⅞])", " "),

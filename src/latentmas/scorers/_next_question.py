@@ -142,14 +142,15 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
     is_series = bool(own) and own[0].number == 1 and heading.number not in (None, 1)
     if heading.trivial or is_series:  # "Question 1", "Question 2": the answer counts its own steps
         return False
+    if not heading.begins and before is not Strength.FINAL:  # "Problem: that is wrong"
+        return False
     match before:
         case Strength.WEAK:
             return not own and heading.whole and heading.after_blank and heading.answered
         case Strength.ANNOUNCED if heading.whole:
             return heading.answered or heading.after_blank
         case Strength.ANNOUNCED:
-            may_begin = heading.begins and heading.after_blank and heading.answered
-            return may_begin and not (own or heading.goes_on)
+            return heading.after_blank and heading.answered and not (own or heading.goes_on)
         case Strength.BOXED:
             return heading.whole or not (own or heading.goes_on)
     return before is Strength.FINAL

@@ -17,6 +17,8 @@ _TAIL: Final = 200
 _BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
 _FOREIGN_DIGIT: Final = re.compile(r"(?![0-9])\d|[\u066A-\u066C]|(?<=\d)\u060C(?=\d)")
 """A decimal digit of another script, or a sign that stands between or behind digits in Arabic."""
+_DIRECTION: Final = re.compile(r"[\u200B-\u200F\u202A-\u202E\u2060-\u2069\u061C\uFEFF]")
+"""Which way a text runs, and other marks without width."""
 _LAKHS: Final = re.compile(r"(?<![\d,])(?:(?![0-9])\d){1,2}(?:,(?:(?![0-9])\d){2})+,(?:(?![0-9])\d){3}(?!\d|,\d)")
 """A number grouped as in India, in other digits than ASCII, where it could be a list."""
 _ARABIC_SIGNS: Final = {"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u060c": ","}
@@ -28,9 +30,10 @@ def without_end_tokens(text: str) -> str:
 
 
 def ascii_digits(text: str) -> str:
-    """Return a text with the digits 0 to 9 in place of those of other scripts."""
+    """Return a text with the digits 0 to 9 in place of those of other scripts, without marks of direction."""
     if text.isascii():
         return text
+    text = _DIRECTION.sub("", text)
     text = _LAKHS.sub(lambda found: found[0].replace(",", ""), text)
     return _FOREIGN_DIGIT.sub(_ascii_digit, text)
 
