@@ -140,9 +140,8 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
         own: Headings before it, which belong to the answer.
     """
     is_series = bool(own) and own[0].number == 1 and heading.number not in (None, 1)
-    if heading.trivial or is_series:  # "Question 1", "Question 2": the answer counts its own steps
-        return False
-    if not heading.begins and before is not Strength.FINAL:  # "Problem: that is wrong"
+    is_sentence_of_its_own = not heading.begins and before is not Strength.FINAL  # "Problem: that is wrong"
+    if heading.trivial or is_series or is_sentence_of_its_own:  # "Question 1", "Question 2": it counts its own steps
         return False
     match before:
         case Strength.WEAK:
