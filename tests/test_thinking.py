@@ -114,6 +114,19 @@ def test_a_text_that_ends_inside_of_a_thought_has_no_answer(text: str) -> None:
     assert answer_part(text) is None
 
 
+def test_a_text_that_begins_with_words_of_thinking_and_was_cut_is_no_answer() -> None:
+    text = "Here is my thought process: it may be \\boxed{18}"
+    assert answer_part(text, cut=True) is None
+    assert answer_part(text) == text  # another model that only says so, and came to its end
+    assert answer_part(f"{text}\n\nHere is my response: 7", cut=True) == " 7"
+
+
+@pytest.mark.parametrize("tag", ["Think", "THINK", "Thinking", "THOUGHT", "Reasoning"])
+def test_tags_of_thinking_may_be_in_capitals(tag: str) -> None:
+    assert answer_part(f"<{tag}>maybe 24</{tag}>It is 18.") == "It is 18."
+    assert answer_part(f"<{tag}>maybe 24") is None
+
+
 @pytest.mark.parametrize("text", WHOLE)
 def test_a_mark_that_is_only_spoken_of_cuts_nothing_off(text: str) -> None:
     assert answer_part(text) == text

@@ -6,6 +6,7 @@ sets ask for that.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -22,7 +23,10 @@ from latentmas.protocols import Row
 
 SUFFIXES: Final = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _DECODER: Final = json.JSONDecoder()
-_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
+"""White space of JSON, and the mark that begins a file, which stands between two that were put together."""
+_ENCODINGS: Final = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+"""By the mark that a file begins with; the first one begins with the second."""
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 
 
@@ -61,9 +65,12 @@ def _text(path: Path) -> str:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8-sig")
     try:
-        return content.decode().removeprefix("\ufeff")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise DataError(f"{path} begins as {encoding.upper()} and is none: {error.reason}") from error
         raise DataError(f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}") from error
 
 

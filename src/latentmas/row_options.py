@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,8 @@ from latentmas.rows import place, text_list, text_or_int
 LABEL_KEYS: Final = ("label", "key", "letter", "id")
 TEXT_KEYS: Final = ("text", "value", "option", "content")
 """What the two columns of labelled options are called, in the order in which they are looked for."""
+_ARRAY: Final = re.compile(r"\barray\((\[.*?\]),\s*dtype=object\)", re.DOTALL)
+"""A list of texts as pandas writes it into a CSV file."""
 _SHAPES: Final = "a list of texts, {label: text}, [{label, text}, ...] or {label: [...], text: [...]}"
 
 
@@ -44,7 +47,7 @@ def options_of(row: Row, column: str, index: int, task: str) -> Options:
     Raises:
         DataError: There is no such column, or it has another shape.
     """
-    value, at = _as_object(row.get(column)), place(task, index, column)
+    value, at = object_of(row.get(column)), place(task, index, column)
     if isinstance(value, Mapping):
         labels, texts = _of_object(value, column, index, task)
     elif isinstance(value, list | tuple) and value and all(isinstance(entry, Mapping) for entry in value):
@@ -54,13 +57,13 @@ def options_of(row: Row, column: str, index: int, task: str) -> Options:
     return Options(labels=labels, texts=texts, at=at)
 
 
-def _as_object(value: object) -> object:
+def object_of(value: object) -> object:
     """Return what a text says, as JSON or Python, where that is no list of texts: a CSV file has nothing but texts."""
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     for parse in (json.loads, ast.literal_eval):
         try:
-            found: object = parse(value.strip())
+            found: object = parse(_ARRAY.sub(r"\1", value.strip()))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
         return value if isinstance(found, list) and any(isinstance(entry, str) for entry in found) else found

@@ -84,6 +84,7 @@ _EVENT: Final = re.compile(
     "|".join(re.escape(mark) for mark in sorted({*_OPENS, *_CLOSES}, key=len, reverse=True)) + r"|^[ \t]*(?:```|~~~)",
     re.MULTILINE,
 )
+_IN_CAPITALS: Final = re.compile(r"</?(?:Think(?:ing)?|THINK(?:ING)?|Thought|THOUGHT|Reasoning|REASONING)>")
 _QUOTES: Final = "\"'`“”‘’«»"
 _UNQUOTED: Final = rf"(?<![{_QUOTES.replace('`', '')}])(?<![^`]`)"
 """Behind no quotation mark; three of the last kind end a block of code."""
@@ -113,14 +114,19 @@ _FIRST_NAMED: Final = re.compile(
 )
 
 
-def answer_part(text: str) -> str | None:
+def answer_part(text: str, *, cut: bool = False) -> str | None:
     """Return what follows the last thought; None where the text ends inside of one.
 
     A closing mark without its opening one closes a thought that the prompt had opened. ``<think>`` and ``</think>``
     count wherever they stand; another mark that is only spoken of, in quotes, in code or within a sentence, does not.
+
+    Args:
+        cut: The model was stopped by length. Words that open a thought are then taken at their word.
     """
-    final = _final_message(text)
-    return None if final is None else _after_marks(_after_spoken(final))
+    final = _final_message(_IN_CAPITALS.sub(lambda tag: tag[0].lower(), text))
+    if final is None or (spoken := _after_spoken(final, cut=cut)) is None:
+        return None
+    return _after_marks(spoken)
 
 
 def opens_thought(prompt: str) -> bool:
@@ -128,11 +134,13 @@ def opens_thought(prompt: str) -> bool:
     return prompt.rstrip().endswith(tuple(marks.opens for marks in MARKS))
 
 
-def _after_spoken(text: str) -> str:
+def _after_spoken(text: str, *, cut: bool) -> str | None:
     begun = text[:200].lstrip()
     for marks in _SPOKEN:
-        if begun.startswith(marks.opens) and marks.closes in text:
-            return text.rpartition(marks.closes)[2]
+        if begun.startswith(marks.opens):
+            if marks.closes in text:
+                return text.rpartition(marks.closes)[2]
+            return None if cut else text
     return text
 
 

@@ -6,6 +6,7 @@ from itertools import groupby
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.errors import ConfigError
@@ -102,6 +103,28 @@ def test_the_digest_changes_with_template_and_tokenizer(tokenizer):
     changed = codec.digest
     tokenizer.add_tokens(["hello"])
     assert len({before, changed, codec.digest}) == 3
+
+
+@pytest.mark.parametrize("template", [None, PLAIN])
+def test_the_digest_says_that_an_end_of_text_is_left_out(tokenizer, monkeypatch, template):
+    end = tokenizer.eos_token
+    if template is None:
+        tokenizer.chat_template = None
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+        )
+    else:
+        tokenizer.chat_template = template + "{{ eos_token }}"
+    before = ChatCodec(tokenizer).digest
+    monkeypatch.setattr(ChatCodec, "_leaves_out_end", lambda self: False)
+    assert ChatCodec(tokenizer).digest != before
+
+
+def test_the_digest_says_nothing_of_an_end_of_text_that_is_not_there(tokenizer, monkeypatch):
+    tokenizer.chat_template = PLAIN
+    before = ChatCodec(tokenizer).digest
+    monkeypatch.setattr(ChatCodec, "_leaves_out_end", lambda self: False)
+    assert ChatCodec(tokenizer).digest == before
 
 
 @pytest.mark.parametrize("special", [True, False])

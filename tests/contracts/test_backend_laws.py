@@ -568,8 +568,8 @@ def test_what_a_filter_cannot_look_at_is_refused_when_it_is_submitted(tiny: Any)
     with pytest.raises(CapabilityError, match=r"mistral has sliding windows.*--grain token"):
         tiny.backend("mistral").submit(Job(key="x", program=fine))
     turned = replace(handover, keep=KeepSpec(name="thoughts"), positions=Positions.REROTATE)
-    without = replace(tiny.model(), rope=None)
-    with pytest.raises(CapabilityError, match="--positions rerotate turns keys"):
+    without = replace(tiny.model(), ropes=None, unmovable="its keys lie")
+    with pytest.raises(CapabilityError, match="--positions rerotate moves keys, and its keys lie"):
         tiny.open(without).submit(Job(key="x", program=Program((read, turned, read))))
     join = Program((Join(branches=(Program((read,)), Program((read,)))), read))
     with pytest.raises(CapabilityError, match="--topology chain"):

@@ -544,7 +544,9 @@ def test_models_have_many_ways_to_say_it(text):
     assert grade(text, "B", FinishReason.STOP, ("A", "B", "C", "D"), options).verdict is Verdict.CORRECT
 
 
-@pytest.mark.parametrize("text", ["\\boxed{٢}", "The answer is २.", "正确答案是 ２", "**๒**", "২", "Option ٢"])
+@pytest.mark.parametrize(
+    "text", ["\\boxed{٢}", "The answer is २.", "正确答案是 ２", "**๒**", "২", "Option ٢", "\\boxed{\u200f٢}"]
+)
 def test_a_label_counts_in_the_digits_of_every_script(text: str) -> None:
     for labels, gold in ((("1", "2"), "2"), (("١", "٢"), "٢")):
         assert grade(text, gold, STOP, labels, ("Sarah", "Maria")).verdict is CORRECT
@@ -555,6 +557,7 @@ def test_a_label_counts_in_the_digits_of_every_script(text: str) -> None:
     ("text", "finish_reason", "verdict"),
     [
         (r"\boxed{C}. No, I mean \boxed{", LENGTH, NO_ANSWER),
+        (r"The answer is C. No, it is \boxed{", LENGTH, NO_ANSWER),
         (r"The answer is \boxed{C}. No, it is \boxed{\text{", LENGTH, NO_ANSWER),
         (r"\boxed{A}. No, I mean \boxed{C", STOP, CORRECT),
         (r"\boxed{C} in a \boxed{", STOP, CORRECT),

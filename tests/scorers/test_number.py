@@ -201,6 +201,9 @@ CUT_BOXES = [
     (r"\boxed{12}. The answer is \boxed{1", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12}. The total is \boxed", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12}. The total is \box", "12", LENGTH, NO_ANSWER),
+    ("#### 12\nThe total is \\boxed{", "12", LENGTH, NO_ANSWER),
+    (r"The answer is 12. In all it is \boxed{1", "12", LENGTH, NO_ANSWER),
+    (r"The answer is 12. In all it is \boxed", "12", LENGTH, NO_ANSWER),
     (r"\boxed{12} <|im_end|>", "12", LENGTH, CORRECT),
     (r"\boxed{12} and \boxed{}", "12", LENGTH, CORRECT),
     # The brace was forgotten, not cut off: the text goes on, or came to its end.
@@ -231,6 +234,10 @@ DIGITS = [
     ("\\boxed{١٢، ١٨}", "18", STOP, WRONG),
     ("\\boxed{10²}", "100", STOP, CORRECT),
     ("\\boxed{①}", "18", STOP, WRONG),
+    ("الجواب هو \\boxed{\u200f١٨\u200e}", "18", STOP, CORRECT),  # marks of direction
+    ("उत्तर: १,४५,०००", "145000", STOP, CORRECT),  # groups of two, as in India
+    ("\\boxed{1,45,000}", "145000", STOP, WRONG),  # in these digits it may be a list
+    ("The values are 10,20,300", "300", STOP, CORRECT),
 ]
 
 THINKING = [

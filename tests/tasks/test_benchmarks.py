@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -184,11 +185,41 @@ MEDQA_LETTERS = {"A": "Liver", "B": "Skin", "C": "Heart", "D": "Lung"}
         {"options": {"label": list(MEDQA_LETTERS), "text": list(MEDQA_LETTERS.values())}, "answer_idx": "C"},
         {"options": list(MEDQA_LETTERS.values()), "answer_idx": "C"},
         {"opa": "Liver", "opb": "Skin", "opc": "Heart", "opd": "Lung", "cop": 2},
+        {"choices": list(MEDQA_LETTERS.values()), "answer": ["Heart"], "type": "multiple_choice"},
+        {"choices": MEDQA_LETTERS, "answer": "C"},
     ],
 )
 def test_options_of_medqa_may_have_labels_of_their_own(row: Row) -> None:
     asked = {"id": "test-00004", "question": "Which organ pumps blood?", **row}
     assert convert("medqa", asked) == convert("medqa", MEDQA_HUB)
+
+
+@pytest.mark.parametrize("write", [dict, repr])
+def test_rows_of_medqa_may_be_nested_in_a_column(write: Callable[[object], object]) -> None:
+    nested = {"Question": "Which organ pumps blood?", "Options": MEDQA_LETTERS, "Correct Option": "C"}
+    row = {"id": "test-00004", "data": write({**nested, "Correct Answer": "Heart"}), "subject_name": None}
+    assert convert("medqa", row) == convert("medqa", MEDQA_HUB)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        repr(ARC["choices"]),
+        json.dumps(ARC["choices"]),
+        "{'text': array(['iron', 'wood', \"glass\"],\n      dtype=object), "
+        "'label': array(['1', '2', '3'], dtype=object)}",
+    ],
+)
+def test_the_options_of_arc_may_be_written_as_text(choices: str) -> None:
+    assert convert("arc_easy", {**ARC, "choices": choices}) == convert("arc_easy", ARC)
+    nested = repr({"stem": ARC["question"], "choices": ARC["choices"]})
+    asked = {"id": "Own_1", "question": nested, "answerKey": "1"}
+    assert convert("arc_easy", asked) == convert("arc_easy", ARC)
+
+
+def test_no_options_of_arc_are_refused() -> None:
+    with pytest.raises(DataError, match="column 'choices': expected dict, found list"):
+        convert("arc_easy", {**ARC, "choices": []})
 
 
 @pytest.mark.parametrize(

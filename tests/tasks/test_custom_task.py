@@ -240,6 +240,12 @@ def test_a_path_names_a_column_within_another(options: dict[str, Any], tmp_path:
     assert number.sample(NESTED, 0).target == "7"
 
 
+def test_what_a_path_leads_through_may_be_text_as_in_a_csv_file(tmp_path: Path) -> None:
+    task = load(tmp_path, {**NUMBER, "question": "question.stem", "target": "gold.value"})
+    sample = task.sample({name: repr(value) for name, value in NESTED.items()}, 0)
+    assert (sample.question, sample.target) == ("one?", "7")
+
+
 def test_a_column_whose_name_has_a_dot_comes_before_a_path(tmp_path: Path) -> None:
     task = load(tmp_path, {**NUMBER, "question": "question.stem", "target": "gold.value"})
     assert task.sample({**NESTED, "question.stem": "two?"}, 0).question == "two?"

@@ -138,6 +138,7 @@ def test_a_file_that_cannot_be_read_says_where(name: str, content: bytes, messag
         '[{"a": 1},\n{"a": 2},\n]\n',
         '\ufeff [{"a": 1}, {"a": 2}]',
         '\ufeff{"a": 1}\n\n{"a": 2}',
+        '\ufeff{"a": 1}\n\ufeff{"a": 2}\n',
     ],
 )
 def test_rows_one_after_the_other_are_read_whatever_stands_between_them(
@@ -146,6 +147,22 @@ def test_rows_one_after_the_other_are_read_whatever_stands_between_them(
     path = tmp_path / f"rows{ending}"
     path.write_bytes(content.encode())
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_a_file_that_begins_with_the_mark_of_its_encoding_is_read_in_it(
+    kind: str, encoding: str, tmp_path: Path
+) -> None:
+    path = write_as(kind, tmp_path)
+    path.write_bytes(path.read_bytes().decode("utf-8-sig").encode(encoding))
+    assert read_rows(path) == ROWS
+
+
+def test_a_file_that_is_not_in_the_encoding_it_begins_with_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"a": 1}\n'.encode("utf-16") + b"x")
+    with pytest.raises(DataError, match="begins as UTF-16 and is none: truncated data"):
+        read_rows(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl"])

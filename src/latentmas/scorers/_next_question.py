@@ -36,29 +36,37 @@ _TURN: Final = re.compile(
 _HEADING: Final = re.compile(
     r"""
     ^[ \t]{0,3}+(?P<marks>(?:[#*_>=-]{1,4}+[ \t]?+){0,2}+)
-    (?:(?:next|new|another|second|follow-?up)[ ])?
+    (?:(?:next|new|another|second|follow-?up)[ ]|下一[个個道]?)?
     (?:question|problem|exercise|query|instruction|input|prompt|task|human|user|q
-      |问题|題目|题目|問題|質問|질문|pregunta|pergunta|domanda|frage|вопрос)
-    [ ]?(?:[#]|no\.?[ ]?)?(?P<number>[0-9]{1,4})?[*_ \t]{0,4}
+      |pregunta|problema|ejercicio|pergunta|exercício|domanda|esercizio|probl[èe]me|exercice|frage|aufgabe
+      |вопрос|задача|задание|câu[ ]hỏi|bài[ ]toán|pertanyaan|soal|soru|pytanie|zadanie|vraag
+      |问题|題目|题目|問題|質問|第?[0-9]{0,3}[题題]|问|問|질문|문제|(?:ال)?سؤال|مسألة|پرسش|प्रश्न|सवाल|প্রশ্ন|คำถาม|โจทย์|שאלה
+      |(?:example|ejemplo|exemplo|exemple|esempio|beispiel|пример|例题?|例題)(?=[ ]?[0-9]))
+    [ \u00a0]?(?:[#(]|no\.?[ ]?|№[ ]?)?(?P<number>[0-9]{1,4})?\)?[*_ \t\u00a0\u202f]{0,4}
     (?P<colon>[:：]|(?<=[0-9qQ])[.)](?=[*_]{0,3}\s)|(?=\n))
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 _UNLABELLED: Final = re.compile(
-    r"\n[ \t]*\n(?=(?!(?:Wait|Let|Hmm|But|So|Actually|However|No|Is|Are|Do|Does|Did|Now|Then|I|We|Why|Check)\b)"
+    r"\n[ \t]*\n(?:(?:[2-9]|[1-9][0-9])[.)][ ])?"
+    r"(?=(?!(?:Wait|Let|Hmm|But|So|Actually|However|No|Is|Are|Do|Does|Did|Now|Then|I|We|Why|Check)\b)"
     r"[A-Z][^\n]{40,1000}\?[ \t]*\n)"
 )
 """A question in a paragraph of its own, which counts only behind the end of an answer."""
 _ANSWER_LABEL: Final = re.compile(
-    r"^[ \t#*_>]{0,6}(?:(?:correct|final|the)[ ])?(?:answer|a|ans|solution|response|reasoning|output|答案|答|解|解答"
-    r"|respuesta|resposta|risposta|antwort|ответ|답)[ ]?[0-9]{0,4}[*_ \t]{0,4}[:：]|^[ \t]*let's think",
+    r"^[ \t#*_>]{0,6}(?:(?:correct|final|the)[ ])?(?:answer|a|ans|solution|response|reasoning|output"
+    r"|respuesta|soluci[óo]n|resposta|solução|risposta|soluzione|r[ée]ponse|antwort|l[öo]sung|ответ|решение"
+    r"|đáp[ ]án|lời[ ]giải|trả[ ]lời|jawaban|cevap|odpowiedź|antwoord|答案|答え?|解答?|解析|回答|정답|답|해설"
+    r"|(?:ال)?جواب|الإجابة|الحل|پاسخ|उत्तर|हल|উত্তর|คำตอบ|תשובה)[ ]?[0-9]{0,4}[*_ \t\u00a0\u202f]{0,4}[:：]"
+    r"|^[ \t]*let's think",
     re.MULTILINE | re.IGNORECASE,
 )
 _DIGIT: Final = re.compile("[0-9]")
 _NUMBER: Final = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _OPTION: Final = re.compile(r"(?:^|\s)(?:\([A-Ea-e1-5]\)|[A-E][.):])\s|(?<=\n)[1-5][.)]\s")
 _LONG: Final = 50
-_SENTENCE: Final = re.compile(r"[.!?。？！؟।](?=\s|$|[\"”'*_])")
+_SENTENCE: Final = re.compile(r"[.!?](?=\s|$|[\"”'*_])|[。！।]")
+_QUESTION_MARKS: Final = str.maketrans("？؟", "??")
 _BLANK_BEFORE: Final = re.compile(r"(?:\n[ \t]*\n|[-=*]{3,}[ \t]*\n)[ \t]*$")
 
 
@@ -81,6 +89,7 @@ class _Heading:
         whole: It has a story before what it asks, or in it, or options below it.
         begins: It begins as a sentence does.
         answered: An answer follows, or nothing at all.
+        goes_on: It has the number that stands last before it.
     """
 
     number: int | None
@@ -89,6 +98,7 @@ class _Heading:
     begins: bool
     answered: bool
     after_blank: bool
+    goes_on: bool
 
 
 def own_part(text: str, strength: Callable[[str], Strength], *, headings: bool = True) -> tuple[str, bool]:
@@ -130,7 +140,8 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
         own: Headings before it, which belong to the answer.
     """
     is_series = bool(own) and own[0].number == 1 and heading.number not in (None, 1)
-    if heading.trivial or is_series:  # "Question 1", "Question 2": the answer counts its own steps
+    is_sentence_of_its_own = not heading.begins and before is not Strength.FINAL  # "Problem: that is wrong"
+    if heading.trivial or is_series or is_sentence_of_its_own:  # "Question 1", "Question 2": it counts its own steps
         return False
     match before:
         case Strength.WEAK:
@@ -138,14 +149,14 @@ def _goes_on(heading: _Heading, own: list[_Heading], before: Strength) -> bool:
         case Strength.ANNOUNCED if heading.whole:
             return heading.answered or heading.after_blank
         case Strength.ANNOUNCED:
-            return not own and heading.begins and heading.after_blank and heading.answered
+            return heading.after_blank and heading.answered and not (own or heading.goes_on)
         case Strength.BOXED:
-            return heading.whole or not own
+            return heading.whole or not (own or heading.goes_on)
     return before is Strength.FINAL
 
 
 def _read(text: str, found: re.Match[str]) -> _Heading:
-    body = text[found.end() : found.end() + _LONGEST]
+    body = text[found.end() : found.end() + _LONGEST].translate(_QUESTION_MARKS)
     label = _ANSWER_LABEL.search(body)
     question = (body if label is None else body[: label.start()]).strip(" \t\n*_")
     paragraph = question.partition("\n\n")[0]
@@ -153,14 +164,16 @@ def _read(text: str, found: re.Match[str]) -> _Heading:
     numbers = _NUMBER.findall(paragraph)
     before = _NUMBER.findall(text, max(0, found.start() - 200), found.start())
     goes_on_from = bool(before) and before[-1] in numbers
-    has_story = len(_SENTENCE.findall(asked)) > 1 or (
-        len(asked) >= _LONG and len(numbers) > 1 and "?" in asked and not goes_on_from
-    )
+    is_last = label is None and found.end() + len(body.rstrip()) >= len(text.rstrip())
+    is_cut = is_last and paragraph == question and not _SENTENCE.search(asked[-1:])
+    sentences = len(_SENTENCE.findall(asked)) + is_cut
+    has_story = sentences > 1 or (len(asked) >= _LONG and len(numbers) > 1 and "?" in asked and not goes_on_from)
     return _Heading(
         number=int(number) if (number := found.groupdict().get("number")) else None,
         trivial=len(paragraph) < 25 and not ("?" in paragraph and _DIGIT.search(paragraph)),
         whole=has_story or ("?" in paragraph and len(_OPTION.findall(question)) > 1),
         begins=question[:1].isupper() or not question[:1].isalpha() or not question[:1].isascii(),
-        answered=label is not None or found.end() + len(body.rstrip()) >= len(text.rstrip()),
+        answered=label is not None or is_last,
         after_blank=_BLANK_BEFORE.search(text[max(0, found.start() - 80) : found.start()]) is not None,
+        goes_on=goes_on_from,
     )

@@ -14,9 +14,14 @@ _SPECIAL: Final = re.compile(
 )
 """Tokens that end a turn, which some servers leave in a text."""
 _TAIL: Final = 200
-_BRACE: Final = re.compile(r"\\[\\{}]|[{}]")
+_BRACES: Final = re.compile(r"\\[\\{}]|\{+|\}+")
+"""A run of braces is one step, so that a million of them take no time."""
 _FOREIGN_DIGIT: Final = re.compile(r"(?![0-9])\d|[\u066A-\u066C]|(?<=\d)\u060C(?=\d)")
 """A decimal digit of another script, or a sign that stands between or behind digits in Arabic."""
+_DIRECTION: Final = re.compile(r"[\u200B-\u200F\u202A-\u202E\u2060-\u2069\u061C\uFEFF]")
+"""Which way a text runs, and other marks without width."""
+_LAKHS: Final = re.compile(r"(?<![\d,])(?:(?![0-9])\d){1,2}(?:,(?:(?![0-9])\d){2})+,(?:(?![0-9])\d){3}(?!\d|,\d)")
+"""A number grouped as in India, in other digits than ASCII, where it could be a list."""
 _ARABIC_SIGNS: Final = {"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u060c": ","}
 
 
@@ -26,8 +31,12 @@ def without_end_tokens(text: str) -> str:
 
 
 def ascii_digits(text: str) -> str:
-    """Return a text with the digits 0 to 9 in place of those of other scripts, character by character."""
-    return text if text.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, text)
+    """Return a text with the digits 0 to 9 in place of those of other scripts, without marks of direction."""
+    if text.isascii():
+        return text
+    text = _DIRECTION.sub("", text)
+    text = _LAKHS.sub(lambda found: found[0].replace(",", ""), text)
+    return _FOREIGN_DIGIT.sub(_ascii_digit, text)
 
 
 def _ascii_digit(found: re.Match[str]) -> str:
@@ -49,6 +58,26 @@ class Boxes:
     ends_inside: bool = False
 
 
+def _matched(text: str) -> tuple[list[int], dict[int, int]]:
+    """Return where runs of braces begin that were not closed, and where the first brace of other runs is closed."""
+    open_runs: list[tuple[int, int]] = []  # where each begins, and how many of its braces are still open
+    ends: dict[int, int] = {}
+    for run in _BRACES.finditer(text):
+        if run[0][0] == "{":
+            open_runs.append((run.start(), len(run[0])))
+        elif run[0][0] == "}":
+            at = run.start()
+            while at < run.end() and open_runs:
+                start, depth = open_runs.pop()
+                closing = min(depth, run.end() - at)
+                at += closing
+                if closing == depth:
+                    ends[start] = at - 1
+                else:
+                    open_runs.append((start, depth - closing))
+    return [start for start, _ in open_runs], ends
+
+
 def boxes(text: str, longest: int) -> Boxes:
     """Return what the last boxes of a text hold.
 
@@ -57,16 +86,10 @@ def boxes(text: str, longest: int) -> Boxes:
     """
     opened_at = {found.end() - 1 for found in _BOX_OPENS.finditer(text)}
     if not opened_at:
-        return Boxes()
-    stack: list[int] = []
-    ends: dict[int, int] = {}
-    for brace in _BRACE.finditer(text):
-        if brace[0] == "{":
-            stack.append(brace.start())
-        elif brace[0] == "}" and stack and (start := stack.pop()) in opened_at:
-            ends[start] = brace.start()
+        return Boxes(None, "", ends_inside=True) if _BOX_BEGINS.search(text[-20:]) else Boxes()
+    stack, ends = _matched(text)
     closed, at = None, -1
-    for start in sorted(ends, reverse=True):
+    for start in sorted(ends.keys() & opened_at, reverse=True):
         if content := text[start + 1 : min(ends[start], start + 2 + longest)].strip():
             closed, at = content, start
             break

@@ -23,6 +23,8 @@ from latentmas.thinking import answer_part
 
 _MOST: Final = 200
 """Markers, bold words and lines looked at: the last ones of a text. Each costs up to `LONGEST` characters of work."""
+_FULL_WIDTH: Final = {ord(wide): ord(wide) - 0xFEE0 for wide in "ＡＢＣＤＥＦＧＨＩＪＫＬＭＮＯＰＱＲＳＴＵＶＷＸＹＺ"}
+"""Letters as they are typed among Chinese and Japanese ones."""
 _SHOWN: Final = 400
 """Characters of a box that cannot be read, as a prediction."""
 
@@ -169,9 +171,10 @@ def grade(
     row = Row(labels, options)
     gold = row.resolve(target)
     found_by, named = None, None
-    if (shown := answer_part(text)) is not None:
-        answer, goes_on = own_part(ascii_digits(shown), lambda before: _strength(before, row))
-        cut = finish_reason is FinishReason.LENGTH and not goes_on
+    if (shown := answer_part(text, cut=finish_reason is FinishReason.LENGTH)) is not None:
+        answer, goes_on = own_part(ascii_digits(shown).translate(_FULL_WIDTH), lambda before: _strength(before, row))
+        # What something follows, such as another turn, was not cut itself.
+        cut = finish_reason is FinishReason.LENGTH and not goes_on and text.endswith(shown)
         found_by, named = _find(without_end_tokens(answer), row, cut=cut)
     if named is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
@@ -191,9 +194,9 @@ def resolve_target(target: str, labels: tuple[str, ...], options: tuple[str, ...
 def _find(text: str, row: Row, *, cut: bool) -> tuple[str | None, Named | None]:
     """Return how the answer was found and what it names."""
     found = boxes(text, LONGEST)
+    if cut and found.later is not None and found.ends_inside:
+        return None, None
     if found.closed is not None:
-        if cut and found.later is not None and found.ends_inside:
-            return None, None
         later = row.read(found.later, in_prose=False) if found.later else None
         box = found.closed if later is None or later.label is None else found.later or ""
         return "box", row.read(box, in_prose=False) or Named(None, box[:_SHOWN], "names no option")
@@ -216,7 +219,9 @@ def _strength(text: str, row: Row) -> Strength:
     found_by, _ = _find(text, row, cut=False)
     if found_by is None:
         return Strength.NONE
-    return {"box": Strength.BOXED, "marker": Strength.ANNOUNCED}.get(found_by, Strength.WEAK)
+    # A line that is all there is needs nothing to announce it.
+    otherwise = Strength.WEAK if "\n" in text.strip() else Strength.ANNOUNCED
+    return {"box": Strength.BOXED, "marker": Strength.ANNOUNCED}.get(found_by, otherwise)
 
 
 def _marked(text: str, row: Row) -> Named | None:

@@ -51,6 +51,19 @@ _RESULT: Final = re.compile(
     re.IGNORECASE,
 )
 """What the result of a calculation looks like where nothing announces it."""
+_ALONE: Final = re.compile(r"\s*[-$£€]{0,2}[0-9][0-9.,/]{0,20}\s?%?\s*")
+_ABROAD: Final = re.compile(
+    r"(?:(?<!\w)(?:respuesta|resposta|risposta|r[ée]ponse|antwort|antwoord|ответ|відповідь|đáp[ ]án|câu[ ]trả[ ]lời"
+    r"|jawaban\w*|cevap|odpowiedź|odpověď|svaret|απάντηση)(?!\w)|答案|答[えは:：]|정답|답[은:]|جواب|الإجابة|پاسخ|उत्तर|উত্তর|คำตอบ|תשובה)"
+    r"[^\n0-9.?]{0,40}[0-9]",
+    re.IGNORECASE,
+)
+"""What announces an answer in other languages; without a word for it, the last number is found all the same."""
+_RESULT_ABROAD: Final = re.compile(
+    r"(?:(?<!\w)(?:por (?:lo )?tanto|entonces|así que|portanto|então|donc|alors|also|insgesamt|daher|quindi|итак|всего"
+    r"|поэтому)(?!\w)|所以|因此|一共|总共|總共|よって|したがって|따라서|إذن|لذلك|इसलिए)[^.。\n]{0,80}?[0-9]",
+    re.IGNORECASE,
+)
 _FACTORIAL: Final = re.compile(r"[0-9)}]\s*!")
 _UNIT_DIGIT: Final = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])[23](?![0-9A-Za-z])")
 _MOST_MARKERS: Final = 200
@@ -74,17 +87,18 @@ def grade(text: str, target: str, finish_reason: FinishReason) -> Score:
         DataError: The target is no number. The text never raises.
     """
     gold = parse_target(target)
-    shown = answer_part(text)
+    shown = answer_part(text, cut=finish_reason is FinishReason.LENGTH)
     if shown is None:
         return Score(verdict=Verdict.NO_ANSWER, prediction=None)
     answer, goes_on = own_part(ascii_digits(shown), _strength)
     answer = without_end_tokens(answer)
-    cut = finish_reason is FinishReason.LENGTH and not goes_on
+    # What something follows, such as another turn, was not cut itself.
+    cut = finish_reason is FinishReason.LENGTH and not goes_on and text.endswith(shown)
     found = boxes(answer, LONGEST)
     box = found.closed
+    if cut and found.later is not None and found.ends_inside:
+        return Score(verdict=Verdict.NO_ANSWER, prediction=None)
     if box is not None and found.later is not None:
-        if cut and found.ends_inside:
-            return Score(verdict=Verdict.NO_ANSWER, prediction=None)
         # Its end was forgotten; what it holds is the answer all the same, where that is a number.
         later = _first_clause(found.later)
         box = later if read_box(later) is not None else box
@@ -153,9 +167,9 @@ def _strength(text: str) -> Strength:
         return Strength.FINAL
     if boxes(text, LONGEST).closed is not None:
         return Strength.BOXED
-    if _marked(text) is not None:
+    if _ALONE.fullmatch(text) or _marked(text) is not None or _ABROAD.search(text):
         return Strength.ANNOUNCED
-    return Strength.WEAK if _RESULT.search(text) else Strength.NONE
+    return Strength.WEAK if _RESULT.search(text) or _RESULT_ABROAD.search(text) else Strength.NONE
 
 
 def _first_clause(text: str) -> str:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from latentmas.protocols import Row, Task, TaskCard
-from latentmas.row_options import options_of
+from latentmas.row_options import object_of, options_of
 from latentmas.rows import TableTask, choice_sample, place, require, row_id, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.tasks._hub import hub_rows
@@ -43,11 +43,12 @@ def build_arc(name: str, config: str, rows: Mapping[str, int]) -> Task:
 
 def _convert(row: Row, index: int, *, name: str) -> Sample:
     asked, question, choices = row, "question", "choices"
-    if isinstance(original := row.get("question"), Mapping) and "choices" in original:
+    if isinstance(original := object_of(row.get("question")), Mapping) and "choices" in original:
         question, choices = "question.stem", "question.choices"
         asked = {f"question.{part}": value for part, value in original.items()}
+    asked = {**asked, choices: object_of(asked[choices])} if choices in asked else asked
     entries = asked.get(choices)
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+    if not (isinstance(entries, list) and entries and all(isinstance(entry, Mapping) for entry in entries)):
         require(asked, choices, dict, index, name)
     options = options_of(asked, choices, index, name)
     assert options.labels is not None, "only a list of texts has none"

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from latentmas.errors import ConfigError, DataError
 from latentmas.protocols import Row, Task, TaskCard
 from latentmas.row_files import read_rows
-from latentmas.row_options import Options, options_of
+from latentmas.row_options import Options, object_of, options_of
 from latentmas.rows import TableTask, choice_sample, label_of, place, require, row_id, text_list, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.scorers.number import parse_target
@@ -184,7 +184,8 @@ def _with_nested(row: Row, index: int, entry: _TaskEntry) -> Row:
 
 
 def _part(value: object, part: str, where: str) -> object:
-    """Return a field of an object, or those of the objects in a list."""
+    """Return a field of an object, or those of the objects in a list; in a CSV file these are texts."""
+    value = object_of(value)
     if isinstance(value, list | tuple) and value:
         return [_part(entry, part, where) for entry in value]
     if not isinstance(value, Mapping) or part not in value:

@@ -2,7 +2,8 @@
 
 Three forms are read: the columns of the hub; `question`, `options` and `answer`, in which its makers gave it out and
 many benchmarks pass it on; and those of its relative MedMCQA. In the second, options are a list or have labels of their
-own, and the answer is the text of an option, its label in `answer_idx`, or both. In the file ``medqa.json`` with 300 of
+own, and the answer is the text of an option, its label in `answer_idx`, or both; also where options are `choices`
+and the answer a list of one, or all of it is nested in `data`. In the file ``medqa.json`` with 300 of
 the questions a question repeats its options, up to two times, and ten last options end with a line that is only a
 quotation mark. Where the answer is a number, it counts from 0, as on the hub.
 """
@@ -10,14 +11,14 @@ quotation mark. Where the answer is a number, it counts from 0, as on the hub.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from latentmas.errors import DataError
 from latentmas.protocols import Row, Task, TaskCard
-from latentmas.row_options import options_of
+from latentmas.row_options import object_of, options_of
 from latentmas.rows import TableTask, choice_sample, label_of, place, require, row_id, text_or_int
 from latentmas.samples import AnswerKind, Sample
 from latentmas.tasks._hub import hub_rows
@@ -34,6 +35,10 @@ CARD: Final = TaskCard(
 )
 SHIPPED: Final = ("question", "options", "answer")
 """Columns of ``medqa.json``."""
+NESTED: Final = MappingProxyType(
+    {"Question": "question", "Options": "options", "Correct Answer": "answer", "Correct Option": "answer_idx"}
+)
+"""Columns within `data`, where a publisher nests them, and what the makers call them."""
 MEDMCQA: Final = ("opa", "opb", "opc", "opd")
 """Columns of the options in MedMCQA, where `cop` is the number of the right one."""
 
@@ -51,6 +56,7 @@ def build() -> Task:
 
 
 def _convert(row: Row, index: int) -> Sample:
+    row = _flat(row)
     if "sent1" in row:
         return _numbered(row, index, question="sent1", options=ENDINGS, answer="label")
     if "question" in row and MEDMCQA[0] in row:
@@ -61,6 +67,18 @@ def _convert(row: Row, index: int) -> Sample:
         f"{NAME} row {index} has neither the columns of the hub ({', '.join(CARD.columns)}) nor those of "
         f"medqa.json ({', '.join(SHIPPED)}); it has: {', '.join(sorted(row)) or 'none'}"
     )
+
+
+def _flat(row: Row) -> Row:
+    """Return a row of another publisher with the columns that the makers gave it."""
+    if isinstance(nested := object_of(row.get("data")), Mapping) and "Question" in nested:
+        found = {ours: nested[theirs] for theirs, ours in NESTED.items() if theirs in nested}
+        return {**{name: value for name, value in row.items() if name != "data"}, **found}
+    if "question" in row and "options" not in row and "choices" in row:
+        row = {**row, "options": row["choices"]}
+    if isinstance(answer := object_of(row.get("answer")), list | tuple) and len(answer) == 1:
+        row = {**row, "answer": answer[0]}
+    return row
 
 
 def _numbered(row: Row, index: int, *, question: str, options: tuple[str, ...], answer: str) -> Sample:

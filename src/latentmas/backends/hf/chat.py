@@ -42,7 +42,11 @@ class ChatCodec:
 
     @property
     def digest(self) -> str:
-        """64 hexadecimal digits over everything that decides how text becomes tokens and back."""
+        """64 hexadecimal digits over everything that decides how text becomes tokens and back.
+
+        Raises:
+            ConfigError: The chat template cannot be used at all.
+        """
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         parts = [
@@ -53,6 +57,11 @@ class ChatCodec:
         parts += [f"keeps {mark}" for mark in self.kept.values()]
         if (date := self.printed_date) is not None:
             parts.append(f"prints {date}")
+        # Where these make no difference, a run that an older version began can go on.
+        if self._leaves_out_end():
+            parts.append("leaves out the end of text behind a prompt")
+        if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+            parts.append("keeps blanks")
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     @property
@@ -100,6 +109,13 @@ class ChatCodec:
         whole = tuple(self.tokenizer(text).input_ids)
         added = self._special_at_end(whole) - self._special_at_end(self.encode_text(text))
         return whole[: len(whole) - added]
+
+    def _leaves_out_end(self) -> bool:
+        """Tell whether prompts are shorter than the tokenizer or its template would have them."""
+        if self.tokenizer.chat_template:
+            return self._template.leaves_out_end()
+        text = _plain([Message("user", "a")])
+        return len(self._encode_first(text)) < len(self.tokenizer(text).input_ids)
 
     def _special_at_end(self, tokens: Sequence[int]) -> int:
         """Return how many special tokens come last."""

@@ -103,6 +103,15 @@ class ChatTemplate:
         chats = ((user,), (Message("system", _SYSTEM), user))
         return any(len({self._on(day).render(chat) for day in _SOME_DAYS}) > 1 for chat in chats)
 
+    def leaves_out_end(self) -> bool:
+        """Whether the template puts an end of text behind the place where the reply begins, which is left out.
+
+        Raises:
+            ConfigError: The template cannot be used at all.
+        """
+        chat = (Message("user", _USER),)
+        return self.render(chat) != self._show(chat)
+
     def turn_ends(self) -> frozenset[str]:
         """Return the tokens that stand where the model's own words end: in the last turn, and before another one.
 
