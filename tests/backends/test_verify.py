@@ -294,3 +294,15 @@ def test_types_of_layers_that_the_model_ignores_are_ignored(tiny, kind, width):
     layers = ["full_attention", "sliding_attention"] * 2
     causal = tiny.small(kind, sliding_window=40, layer_types=layers)
     assert verified(describe_model(causal, tiny.tokenizer)).windows == {None: width}
+
+
+def test_biases_hide_no_first_layer_whose_keys_are_not_moved(tiny, monkeypatch):
+    causal = tiny.small("qwen2")
+    causal.model.layers[0].self_attn.k_proj.bias.copy_(torch.tensor([0.0] * 7 + [40.0] + [0.0] * 8).repeat(2))
+    model = verified(describe_model(causal.to(torch.bfloat16), None), joins=True)
+    join = LatentMemory.join.__func__
+    monkeypatch.setattr(
+        LatentMemory, "join", classmethod(lambda cls, parts, ropes: join(cls, parts, (STILL, *ropes[1:])))
+    )
+    with pytest.raises(CapabilityError, match="keys or values that were moved"):
+        verified(model, joins=True)

@@ -364,6 +364,7 @@ def _fault_of_joins(model: LoadedModel) -> str | None:
             for number, (part, tokens) in enumerate(zip(_cut(rollout.memory, lengths), (*parts, after), strict=True))
         )
     for off, most in (
+        (_apart([first, second], [0], of=torch.max), tolerance.first),
         (_apart([first, second], range(model.layers)), tolerance.inner),
         # Experts change single slots; keys that are not moved are wrong in all of them.
         (_apart([first, second], range(model.layers), of=torch.median), TOLERANCE[model.dtype].inner),
