@@ -60,6 +60,7 @@ HOOKS: Final = (
         path="vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices",
         words=("org_vocab_start_index", "org_vocab_end_index"),
     ),
+    Hook(path="vllm.distributed.parallel_state:get_tp_group"),
     Hook(path="vllm.config:VllmConfig.use_v2_model_runner"),
     Hook(path="vllm.v1.worker.gpu.model_states.interface:ModelState", words=("self.max_num_reqs", "max_model_len")),
     Hook(path="vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing"),

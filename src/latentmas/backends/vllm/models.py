@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.models.gemma import GemmaForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
@@ -98,7 +98,7 @@ class _Thinks:
             tied=bool(self._latent_config.model_config.hf_text_config.tie_word_embeddings),
             compute=torch.float32,
             first_row=held.org_vocab_start_index,
-            total=tensor_model_parallel_all_reduce,
+            total=_total,
         )
 
     def _described(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -118,6 +118,13 @@ class _Thinks:
         from latentmas.backends.vllm.model_state import LatentModelState
 
         return LatentModelState
+
+
+def _total(tensor: Tensor) -> Tensor:
+    """Return the sum over all workers, in place, in any dtype: vLLM's own way has no float64 on some CPUs."""
+    if get_tensor_model_parallel_world_size() > 1:
+        torch.distributed.all_reduce(tensor, group=get_tp_group().device_group)
+    return tensor
 
 
 class LatentQwen3ForCausalLM(_Thinks, Qwen3ForCausalLM):
