@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from zoo.specimens import END, PAD
 
@@ -56,7 +57,8 @@ class Reference:
         table = self.model.get_input_embeddings()
         self._table = table
         self._shake: torch.Generator | None = None
-        self.norm = float(table(torch.arange(table.weight.shape[0])).norm(dim=-1).mean())
+        rows = min(len(AutoTokenizer.from_pretrained(folder)), table.weight.shape[0])  # the others are padding
+        self.norm = float(table(torch.arange(rows)).norm(dim=-1).mean())
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Return input embeddings, ``[1, S, E]``."""
