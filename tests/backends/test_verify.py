@@ -154,6 +154,7 @@ def test_a_mixture_of_experts_runs_in_float64(tiny):
         (transformers.GPT2Config(), "gpt2 has no rotary position embedding"),
         (transformers.Mistral3Config(), "mistral3 is a model of text with images"),
         (transformers.Qwen2_5_VLConfig(), "qwen2_5_vl is a model of text with images"),
+        (transformers.IdeficsConfig(), "idefics is a model of text with images"),
         (transformers.T5Config(), "t5 is no causal language model but an encoder with a decoder"),
         (transformers.Gemma3nTextConfig(), "gemma3n_text adds an embedding of the token's number in every layer"),
         (transformers.Llama4TextConfig(), "layers of type chunked_attention"),

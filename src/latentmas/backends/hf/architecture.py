@@ -200,6 +200,8 @@ def _no_language_model(config: Any) -> str:
 def _example(config: Any) -> str:
     """Return the type of the text model inside, where such models are let in."""
     text = config.get_text_config()
+    if text is config:  # Idefics is its own text model
+        return ""
     try:
         check(text)
     except CapabilityError:
