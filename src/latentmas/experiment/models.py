@@ -16,7 +16,7 @@ from latentmas.protocols import Capability, Codec
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend
-    from latentmas.backends.hf.load import LoadOptions
+    from latentmas.backends.hf.options import LoadOptions
 
 EMBEDDED: Final = "tiny"
 """Model name of the model that ships with the package."""
@@ -112,7 +112,7 @@ def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capabil
 
 
 def load_options(config: RunConfig) -> LoadOptions:
-    from latentmas.backends.hf.load import LoadOptions
+    from latentmas.backends.hf.options import LoadOptions
 
     return LoadOptions(
         model_name=_location(config.model_name),

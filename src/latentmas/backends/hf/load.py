@@ -1,7 +1,7 @@
 """From a name to a model that is known to be right: names, configuration, weights, and what is refused.
 
-Checks come in the order of their price: the configuration (no weights), then the weights. At last `verify` runs one
-small forward pass that compares the backend's way of running this architecture with the model's own.
+Checks come in the order of their price: the configuration (no weights), then the weights. At last `verify` runs small
+forward passes that compare the backend's way of running this architecture with the model's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,61 +19,11 @@ from latentmas.alignment import EmbeddingSpace
 from latentmas.backends.fingerprint import describe_weight, digest
 from latentmas.backends.gguf_file import is_gguf
 from latentmas.backends.hf import architecture, longrope
+from latentmas.backends.hf.options import LoadOptions
 from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located, tokenizer_of_gguf
 from latentmas.backends.hf.template import turn_end_tokens
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
 from latentmas.rope import Rope
-
-ATTENTIONS: Final = ("auto", "sdpa", "eager")
-DTYPES: Final = ("auto", "float64", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How a model is loaded; the names are those of the command line."""
-
-    model_name: str
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    attn_implementation: str = "auto"
-    trust_remote_code: bool = False
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.attn_implementation not in ATTENTIONS:
-            raise CapabilityError(
-                f"attention {self.attn_implementation!r} takes no mask per row, which exact batches need; "
-                f"choose from: {', '.join(ATTENTIONS)}"
-            )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}; choose from: {', '.join(DTYPES)}")
-
-    def resolved_device(self) -> torch.device:
-        """Return the device; `auto` is CUDA, else MPS, else the CPU."""
-        if self.device == "auto":
-            if torch.cuda.is_available():
-                return torch.device("cuda")
-            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(1, device=device).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(
-                f"device is {self.device!r}, which torch cannot use here; give auto, cpu, cuda, cuda:0 ... or mps"
-            ) from error
-        return device
-
-    def resolved_dtype(self, config: Any) -> torch.dtype:
-        """Return the dtype; `auto` is float32 on the CPU and the checkpoint's own elsewhere."""
-        if self.dtype != "auto":
-            dtype = getattr(torch, self.dtype)
-        elif self.resolved_device().type == "cpu":
-            dtype = torch.float32
-        else:
-            dtype = config.dtype or torch.bfloat16
-        assert isinstance(dtype, torch.dtype)
-        return dtype
 
 
 @dataclass(frozen=True, slots=True)

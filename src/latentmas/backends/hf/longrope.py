@@ -22,16 +22,13 @@ _lengths: ContextVar[tuple[Tensor, int] | None] = ContextVar("latentmas_rope_len
 
 
 @contextmanager
-def row_lengths(lengths: Tensor, switch: int | None) -> Iterator[None]:
+def row_lengths(lengths: Tensor, switch: int) -> Iterator[None]:
     """Let each row of the forward passes inside take the factors for its own length.
 
     Args:
         lengths: ``[B]`` positions that count for each row.
-        switch: The longest length of the short factors; None where there is nothing to choose.
+        switch: The longest length of the short factors.
     """
-    if switch is None:
-        yield
-        return
     token = _lengths.set((lengths, switch))
     try:
         yield

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from latentmas.backends.hf.load import LoadOptions
+from latentmas.backends.hf.options import LoadOptions
 from latentmas.errors import ConfigError
 
 NAME: Final = "generation_config.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -355,9 +355,7 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        reach = torch.tensor([row.reach for row in self.rows], device=self.memory.device)
-        lengths = torch.maximum(self.memory.next_position, reach)
-        with watching(model, watch) if watch else nullcontext(), row_lengths(lengths, model.switch):
+        with watching(model, watch) if watch else nullcontext(), self._row_lengths():
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),
@@ -367,6 +365,13 @@ class Rollout:
             )
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
+
+    def _row_lengths(self) -> AbstractContextManager[None]:
+        """Return the context in which longrope takes its factors by row; one that does nothing for other models."""
+        if self.model.switch is None:
+            return nullcontext()
+        reach = torch.tensor([row.reach for row in self.rows], device=self.memory.device)
+        return row_lengths(torch.maximum(self.memory.next_position, reach), self.model.switch)
 
     def agents(self, number: int) -> list[str]:
         """Return who does step `number` in each row."""

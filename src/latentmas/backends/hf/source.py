@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentmas.backends.gguf_file import check_file, is_gguf
+from latentmas.backends.hf.options import LoadOptions
 from latentmas.errors import CapabilityError, ConfigError
-
-if TYPE_CHECKING:
-    from latentmas.backends.hf.load import LoadOptions
 
 
 @contextmanager
