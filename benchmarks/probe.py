@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from latentmas.backends.hf import verify
+from latentmas.backends.hf import probe, verify
 from latentmas.backends.hf.load import LoadedModel, LoadOptions, load_model, load_tokenizer
 from latentmas.memory import LatentMemory
 
@@ -69,14 +69,14 @@ def main() -> None:
         options = LoadOptions(model_name=name, dtype=given.dtype)
         model = load_model(options, load_tokenizer(options))
         print(f"{model.kind}, {model.layers} layers, {given.dtype}")
-        show("as it is", verify.measure(model))
+        show("as it is", probe.measure(model))
         for fault, (owner, attribute, broken) in FAULTS.items():
             with planted(owner, attribute, broken):
-                show(fault, verify.measure(model))
+                show(fault, probe.measure(model))
     show("tolerance", verify.TOLERANCE[getattr(torch, given.dtype)])
 
 
-def show(name: str, found: verify.Differences) -> None:
+def show(name: str, found: probe.Differences) -> None:
     print(f"  {name:<24}{found.head:9.4f}{found.first:9.4f}{found.inner:9.4f}{found.logits:9.4f}")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from latentmas.backends.hf import architecture, verify
+from latentmas.backends.hf import architecture, probe
 from latentmas.backends.hf import rollout as rollouts
 from latentmas.backends.hf.load import LoadedModel, LoadOptions, describe_model, load_config
 from latentmas.backends.hf.verify import verified
@@ -56,7 +56,7 @@ def test_a_planted_fault_is_refused_whatever_the_texts(tiny, monkeypatch, fault,
     model = tiny.model("llama", dtype=DTYPES[dtype])
     generator = torch.Generator().manual_seed(seed)
     texts = torch.randint(0, model.vocabulary, (8, 40), generator=generator).tolist()
-    monkeypatch.setattr(verify, "_tokens", lambda model, row, length: tuple(texts[row][:length]))
+    monkeypatch.setattr(probe, "tokens", lambda model, row, length: tuple(texts[row][:length]))
     verified(model, thinks=True, joins=True)
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(CapabilityError, match="llama cannot be run exactly"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentmas.backends.hf import verify
+from latentmas.backends.hf import probe, verify
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
@@ -40,7 +40,7 @@ def test_a_right_model_passes_and_a_planted_fault_is_refused_on_every_text(real,
     for question in real.questions[:8]:
         text = real.codec.encode_text(question.question)
         # All eight rows of the probe read parts of one question.
-        monkeypatch.setattr(verify, "_tokens", lambda model, row, length, text=text: (text[row:] + text)[:length])
+        monkeypatch.setattr(probe, "tokens", lambda model, row, length, text=text: (text[row:] + text)[:length])
         assert verify._fault(model) is None
         for name, fault in FAULTS.items():
             with monkeypatch.context() as planted:

@@ -26,6 +26,7 @@ from latentmas.rows import TableTask, choice_sample, label_of, place, require, r
 from latentmas.samples import AnswerKind, Sample
 from latentmas.scorers.number import parse_target
 from latentmas.tasks._code import entry_point
+from latentmas.yaml_files import read_text, read_yaml
 
 SPLIT: Final = "test"
 """The one split of such a task."""
@@ -201,12 +202,7 @@ def _columns(entry: _TaskEntry) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> _TaskEntry:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"task file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"task file {str(path)!r} cannot be read: {error.strerror}") from error
+    text = read_text(path, "task file")
     content, lines = _keys(text, path)
     try:
         entry = _TaskEntry.model_validate(content)
@@ -229,29 +225,13 @@ def _refuse(path: Path, lines: dict[str, int], key: str, sentence: str) -> NoRet
 
 def _keys(text: str, path: Path) -> tuple[dict[str, object], dict[str, int]]:
     """Return the values of a YAML mapping, and the line each of its keys stands in."""
-    try:
-        root, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply to be a task") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: no valid YAML: {getattr(error, 'problem', error)}") from error
-    except (AttributeError, LookupError, ValueError) as error:  # PyYAML's own, for the date 2020-13-45 or !!bool x
-        raise ConfigError(f"{path}: a value is not what its form says; put it in quotes ({error})") from error
+    root, content = read_yaml(text, str(path), "a task")
     if not isinstance(root, yaml.MappingNode) or not isinstance(content, dict):
         raise ConfigError(f"{path}: expected lines such as 'name: capitals' and 'question: COLUMN'")
-    lines: dict[str, int] = {}
     for key, _ in root.value:
-        line = key.start_mark.line + 1
-        if key.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"{path}, line {line}: a key must be text")
-        if key.value in lines:
-            raise ConfigError(
-                f"{path}, line {line}: {key.value!r} stands here a second time, the first is in line {lines[key.value]}"
-            )
-        lines[key.value] = line
-    return content, lines
+        if key.tag != "tag:yaml.org,2002:str":  # a merge, which a team may have
+            raise ConfigError(f"{path}, line {key.start_mark.line + 1}: a key must be text")
+    return content, {key.value: key.start_mark.line + 1 for key, _ in root.value}
 
 
 def _sentence(error: ErrorDetails) -> str:

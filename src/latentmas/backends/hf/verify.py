@@ -11,16 +11,15 @@ model is nearly bit-identical there and a position that is off by one is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from latentmas.alignment import Alignment, NormOnly
-from latentmas.backends.hf import architecture
+from latentmas.alignment import Alignment
+from latentmas.backends.hf import architecture, probe
 from latentmas.backends.hf.load import LoadedModel, has_experts
 from latentmas.backends.hf.rollout import Rollout, Row
 from latentmas.backends.hf.rotations import find_ropes
@@ -29,44 +28,19 @@ from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, Write
 
-
-@dataclass(frozen=True, slots=True)
-class Differences:
-    """How far the backend and the model are apart, or may be, as shares of what is compared.
-
-    Attributes:
-        head: Of logits, of the largest one, where both sides start from the same hidden state.
-        first: Of a key or value of the first layer, of the usual length there; the largest.
-        inner: The same in the layer and row where it is largest, as a root mean square over the slots.
-        logits: Of logits after the whole model, of the largest one; the mean over the rows.
-    """
-
-    head: float
-    first: float
-    inner: float
-    logits: float
-
-
 TOLERANCE: Final = {
-    torch.float64: Differences(1e-5, 1e-5, 1e-4, 1e-4),
-    torch.float32: Differences(1e-4, 1e-4, 1e-3, 1e-3),
-    torch.float16: Differences(5e-3, 5e-3, 0.02, 0.01),
-    torch.bfloat16: Differences(0.03, 0.02, 0.15, 0.05),
+    torch.float64: probe.Differences(1e-5, 1e-5, 1e-4, 1e-4),
+    torch.float32: probe.Differences(1e-4, 1e-4, 1e-3, 1e-3),
+    torch.float16: probe.Differences(5e-3, 5e-3, 0.02, 0.01),
+    torch.bfloat16: probe.Differences(0.03, 0.02, 0.15, 0.05),
 }
 """Set from what `benchmarks/probe.py` prints for real weights, right and with planted faults."""
 
 WATCHED_TOLERANCE: Final = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of an attention output, as a share of its largest value."""
 
-_READS: Final = ((19, 5), (6, 2), (2, 9), (9, 1), (1, 8), (14, 3), (3, 12), (7, 7))
-"""Lengths of the two Reads of each row. They differ in both, so that padding falls between real tokens."""
 _TURNS: Final = ((9, 4, 13), (4, 7, 3))
 """Lengths of the first and the second Read of each row that takes turns."""
-_LATE: Final = (2, 5, 7)
-"""Rows that begin at late positions, beside others that begin at 0."""
-_LATEST: Final = 1 << 14
-_SHRUNKEN: Final = 6
-"""Width of a sliding window while a probe runs."""
 
 
 @torch.inference_mode()
@@ -110,8 +84,8 @@ def check_watch(model: LoadedModel) -> None:
     Raises:
         CapabilityError: They differ, or some layer cannot be watched.
     """
-    tokens = [_tokens(model, row, 6 + row) for row in range(2)]
-    rollout = _rollout(model, [Program((Read(agent="a", tokens=own),)) for own in tokens])
+    tokens = [probe.tokens(model, row, 6 + row) for row in range(2)]
+    rollout = probe.rollout_of(model, [Program((Read(agent="a", tokens=own),)) for own in tokens])
     rollout.run()
     embeddings, valid = rollout.embed(0)
     watch = Watch(valid, rollout.memory, checks=True)
@@ -201,10 +175,10 @@ def _fault_beyond(model: LoadedModel, width: int) -> str | None:
 
     Code that comes with a model may keep its window where nobody can shrink it, and a short text then shows nothing.
     """
-    text = _tokens(model, 0, width + 8)
-    rollout = _rollout(model, [Program((Read(agent="a", tokens=text[:-8]), Read(agent="b", tokens=text[-8:])))])
+    text = probe.tokens(model, 0, width + 8)
+    rollout = probe.rollout_of(model, [Program((Read(agent="a", tokens=text[:-8]), Read(agent="b", tokens=text[-8:])))])
     rollout.run()
-    off = _apart([(rollout.memory, _own(model, torch.tensor([text])))], range(model.layers))
+    off = probe.apart([(rollout.memory, probe.own(model, torch.tensor([text])))], range(model.layers))
     if not off <= _allowed(model).inner:
         return (
             f"its configuration has a sliding window of {width}, and its layers have a window of another kind "
@@ -217,7 +191,7 @@ def _fault(model: LoadedModel) -> str | None:
     """Return in which way the backend and the model disagree about reading; None where they agree."""
     allowed = _allowed(model)
     try:
-        found = measure(model)
+        found = probe.measure(model)
     except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
         return (
             "it does not take masks, positions and a cache the way attention models of transformers do "
@@ -240,44 +214,13 @@ def _fault(model: LoadedModel) -> str | None:
     return None
 
 
-def _allowed(model: LoadedModel) -> Differences:
+def _allowed(model: LoadedModel) -> probe.Differences:
     """Return the largest differences that are rounding."""
     allowed = TOLERANCE[model.dtype]
     if model.dtype in (torch.float16, torch.bfloat16) and has_experts(model.causal):
         # Rounding sends a token to another expert now and then; the first layer and the head still tell faults.
         return replace(allowed, inner=0.5, logits=0.2)
     return allowed
-
-
-@torch.inference_mode()
-def measure(model: LoadedModel) -> Differences:
-    """Return how far the backend's way of reading the probe's texts is from the model's own.
-
-    Raises:
-        Exception: Whatever an architecture that cannot be run this way makes of it.
-    """
-    rows = [_tokens(model, number, sum(lengths)) for number, lengths in enumerate(_READS)]
-    starts = [_late(model) if number in _LATE else 0 for number in range(len(rows))]
-    programs = [
-        Program((Read(agent="a", tokens=row[:first]), Read(agent="b", tokens=row[first:])))
-        for row, (first, _) in zip(rows, _READS, strict=True)
-    ]
-    with _shrunken(model) as probed:
-        rollout = _rollout(probed, programs, starts)
-        rollout.run()
-        ours = rollout.memory.split_rows()
-        theirs = [_own(probed, torch.tensor([row]), start) for row, start in zip(rows, starts, strict=True)]
-    assert rollout.hidden is not None
-    logits, head = model.logits(rollout.hidden), model.logits(torch.cat([own.hidden for own in theirs]))
-    wanted = torch.cat([own.logits for own in theirs]).to(head.device)  # [B, V]
-    scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
-    pairs = list(zip(ours, theirs, strict=True))
-    return Differences(
-        head=float(((head - wanted).abs() / scale).max()),
-        first=_apart(pairs, [0], of=torch.max),
-        inner=_apart(pairs, range(model.layers)),
-        logits=float(((logits - wanted).abs() / scale).amax(dim=1).float().mean()),
-    )
 
 
 def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
@@ -287,7 +230,7 @@ def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
         thinks: Turns have latent thoughts.
     """
     tolerance = _allowed(model)
-    firsts, seconds = ([_tokens(model, row, length) for row, length in enumerate(part)] for part in _TURNS)
+    firsts, seconds = ([probe.tokens(model, row, length) for row, length in enumerate(part)] for part in _TURNS)
     programs = []
     for first, second in zip(firsts, seconds, strict=True):
         steps: list[Step] = [Read(agent="a", tokens=first)]
@@ -300,9 +243,9 @@ def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
         return embedding(torch.tensor([tokens], device=model.device))  # type: ignore[no-any-return]
 
     norm = float(embed([token for first in firsts for token in first]).float().norm(dim=-1).mean().clamp_min(1e-6))
-    with _shrunken(model) as probed:
+    with probe.shrunken(model) as probed:
         endless = replace(probed, stop_tokens=frozenset())
-        rollout = _rollout(endless, programs, norm=norm)
+        rollout = probe.rollout_of(endless, programs, norm=norm)
         thoughts = _Kept(rollout.alignment)
         rollout.alignment = thoughts
         rows = list(rollout.rows)
@@ -314,19 +257,19 @@ def _fault_of_turns(model: LoadedModel, *, thinks: bool) -> str | None:
                     return str(row.error)
                 before = embed(first)
                 for made in thoughts.made:
-                    own = thoughts.alignment(_own_vectors(probed, before).hidden)[0].to(made.device)
+                    own = thoughts.alignment(probe.own_vectors(probed, before).hidden)[0].to(made.device)
                     off = float((made[number] - own).float().norm()) / norm
                     if not off <= 2 * tolerance.inner:  # of the hidden state, which differs more than keys do
                         return f"a thought differs by {off:.2g} of its length from that of the model itself"
                     before = torch.cat([before, made[number][None, None].to(before)], dim=1)
                 written = embed(row.accounts[-2].written)
-                theirs.append(_own_vectors(probed, torch.cat([before, written, embed(second)], dim=1)))
-        except Exception as error:  # noqa: BLE001 - as above
+                theirs.append(probe.own_vectors(probed, torch.cat([before, written, embed(second)], dim=1)))
+        except Exception as error:  # noqa: BLE001 - whatever a strange architecture makes of it
             return f"it takes no vectors in place of tokens ({_short(error)})"
     pairs = list(zip(rollout.memory.split_rows(), theirs, strict=True))
     for off, most in (
-        (_apart(pairs, [0], of=torch.max), tolerance.first),
-        (_apart(pairs, range(model.layers)), tolerance.inner),
+        (probe.apart(pairs, [0], of=torch.max), tolerance.first),
+        (probe.apart(pairs, range(model.layers)), tolerance.inner),
     ):
         if not off <= most:
             return f"keys or values differ by {off:.2g} of their length from those of the same vectors read at once"
@@ -352,27 +295,27 @@ class _Kept:
 def _fault_of_joins(model: LoadedModel) -> str | None:
     """Return in which way a joined memory differs from branches read where they are laid; None where it does not."""
     tolerance = _allowed(model)
-    parts = [_tokens(model, 0, 7), _tokens(model, 1, 11)]
-    after = _tokens(model, 2, 5)
+    parts = [probe.tokens(model, 0, 7), probe.tokens(model, 1, 11)]
+    after = probe.tokens(model, 2, 5)
     branches = tuple(Program((Read(agent=name, tokens=part),)) for name, part in zip("ab", parts, strict=True))
-    with _shrunken(model) as probed:
-        rollout = _rollout(probed, [Program((Join(branches=branches), Read(agent="c", tokens=after)))])
+    with probe.shrunken(model) as probed:
+        rollout = probe.rollout_of(probed, [Program((Join(branches=branches), Read(agent="c", tokens=after)))])
         rollout.run()
         lengths = [len(part) for part in (*parts, after)]
         first, second, third = (
-            (part, _own(probed, torch.tensor([tokens]), start=sum(lengths[:number])))
+            (part, probe.own(probed, torch.tensor([tokens]), start=sum(lengths[:number])))
             for number, (part, tokens) in enumerate(zip(_cut(rollout.memory, lengths), (*parts, after), strict=True))
         )
     for off, most in (
-        (_apart([first, second], [0], of=torch.max), tolerance.first),
-        (_apart([first, second], range(model.layers)), tolerance.inner),
+        (probe.apart([first, second], [0], of=torch.max), tolerance.first),
+        (probe.apart([first, second], range(model.layers)), tolerance.inner),
         # Experts change single slots; keys that are not moved are wrong in all of them.
-        (_apart([first, second], range(model.layers), of=torch.median), TOLERANCE[model.dtype].inner),
+        (probe.apart([first, second], range(model.layers), of=torch.median), TOLERANCE[model.dtype].inner),
     ):
         if not off <= most:
             return f"keys or values that were moved differ by {off:.2g} of their length from those written there"
     # In later layers what is read after a Join depends on all that was joined.
-    off = _apart([third], [0], of=torch.max)
+    off = probe.apart([third], [0], of=torch.max)
     if not off <= tolerance.first:
         return f"keys or values read after a Join differ by {off:.2g} of their length from those written there"
     return None
@@ -397,108 +340,5 @@ def _with_ropes(model: LoadedModel) -> LoadedModel:
     return replace(model, ropes=ropes, unmovable="")
 
 
-@dataclass(frozen=True, slots=True)
-class _Own:
-    """What the model itself makes of a text: its cache, its last hidden state ``[1, E]`` and logits ``[1, V]``."""
-
-    cache: Any
-    hidden: Tensor
-    logits: Tensor
-
-    def keys(self, layer: int) -> Tensor:
-        return self.cache.layers[layer].keys  # type: ignore[no-any-return]
-
-    def values(self, layer: int) -> Tensor:
-        return self.cache.layers[layer].values  # type: ignore[no-any-return]
-
-
-def _own(model: LoadedModel, ids: Tensor, start: int = 0) -> _Own:
-    return _forward(model, ids.shape[1], start, input_ids=ids.to(model.device))
-
-
-def _own_vectors(model: LoadedModel, embeddings: Tensor) -> _Own:
-    return _forward(model, embeddings.shape[1], 0, inputs_embeds=embeddings)
-
-
-def _forward(model: LoadedModel, length: int, start: int, **inputs: Tensor) -> _Own:
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    positions = torch.arange(start, start + length, device=model.device)[None]
-    caught: list[Tensor] = []
-    handle = model.decoder.register_forward_hook(lambda *seen: caught.append(seen[2].last_hidden_state))
-    try:
-        output = model.causal(position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
-    finally:
-        handle.remove()
-    return _Own(cache, caught[-1][:, -1], output.logits[:, -1])
-
-
-def _rollout(model: LoadedModel, programs: Sequence[Program], starts: Sequence[int] = (), norm: float = 1.0) -> Rollout:
-    alignment: Alignment = NormOnly(norm, torch.float32)
-    rollout = Rollout(model, alignment, [Row(program=program, seed=0) for program in programs])
-    if starts:
-        rollout.memory.next_position += torch.tensor(starts, device=rollout.memory.device)
-    return rollout
-
-
-def _tokens(model: LoadedModel, row: int, length: int) -> tuple[int, ...]:
-    """Return a text of its own for each row: tokens from all over the vocabulary, some of them twice."""
-    step = 2 * (37 + 11 * row) + 1
-    places = range(length)
-    return tuple((1 + step * (place % 7) ** 2 + 101 * place + 13 * row) % model.vocabulary for place in places)
-
-
-def _late(model: LoadedModel) -> int:
-    """Return a late position that leaves room for every row."""
-    longest = max(sum(lengths) for lengths in _READS)
-    return max(0, min(_LATEST, model.context or 1024) - longest)
-
-
-def _rms(lengths: Tensor) -> Tensor:
-    return lengths.pow(2).mean().sqrt()
-
-
-def _apart(
-    pairs: Sequence[tuple[LatentMemory, _Own]], layers: Iterable[int], *, of: Callable[[Tensor], Tensor] = _rms
-) -> float:
-    """Return how far keys and values are apart where they are most so, as a share of the usual length of a slot.
-
-    Args:
-        pairs: A memory of one row without padding, and the model's own cache of the same slots.
-        of: Makes one number of the differences of a row's slots and heads in one layer.
-    """
-    found = []
-    for memory, own in pairs:
-        for layer in layers:
-            for ours, theirs in ((memory.keys, own.keys), (memory.values, own.values)):
-                exact = theirs(layer).to(torch.promote_types(theirs(layer).dtype, torch.float32))  # [1, H, S, D]
-                usual = _rms(exact.norm(dim=-1)).clamp_min(1e-9)
-                off = (ours(layer).to(exact) - exact).norm(dim=-1)  # [1, H, S]
-                found.append(of(off) / usual)
-    return float(torch.stack(found).max())  # NaN where there is one
-
-
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-
-
-@contextmanager
-def _shrunken(model: LoadedModel) -> Iterator[LoadedModel]:
-    """Make every sliding window so small that a probe is longer; it is the model's own again afterwards."""
-    modules = list(model.causal.modules())
-    configs = [model.causal.config.get_text_config(), *(getattr(module, "config", None) for module in modules)]
-    owners = {id(owner): owner for owner in (*configs, *modules) if owner is not None}  # some copy their configuration
-    before = [
-        (owner, name, value)
-        for owner in owners.values()
-        for name in architecture.WINDOW_FIELDS
-        if isinstance(value := getattr(owner, name, None), int) and not isinstance(value, bool) and value > 0
-    ]
-    for owner, name, _ in before:
-        setattr(owner, name, _SHRUNKEN)
-    try:
-        yield replace(model, windows={kind: width and _SHRUNKEN for kind, width in model.windows.items()})
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
