@@ -34,6 +34,7 @@ def shifted(by):
     return fault
 
 
+KERNELS = {"gpt_oss": "eager", "gemma2": "eager", "llama": "sdpa", "mixtral": "sdpa"}
 FAULTS = {
     "positions by slot count": (LatentMemory, "extend", by_slots),
     "one position early": (LatentMemory, "extend", shifted(-1)),
@@ -167,7 +168,15 @@ def test_a_refusal_names_the_type_in_the_folder_and_the_true_reason(tmp_path, co
         load_config(LoadOptions(model_name=str(tmp_path)))
 
 
+@pytest.mark.parametrize(("kind", "divides"), [("granite", True), ("hyperclovax", False)])
+def test_logits_are_scaled_the_way_the_model_scales_them(tiny, kind, divides):
+    model = verified(describe_model(tiny.small(kind, logits_scaling=3.0), None))
+    assert model.divides is divides
+
+
 def test_auto_attention_asks_the_model_class(tmp_path):
+    auto = {kind: architecture.check_attention(transformers.AutoConfig.for_model(kind), "auto") for kind in KERNELS}
+    assert auto == KERNELS
     transformers.GptOssConfig().save_pretrained(tmp_path)
     load_config(LoadOptions(model_name=str(tmp_path)))
     with pytest.raises(CapabilityError, match=r"gpt_oss has an attention of its own.*--attn_implementation eager"):
