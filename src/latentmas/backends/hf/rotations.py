@@ -2,7 +2,7 @@
 
 One slot alone attends to itself, so that nothing but rotation tells its key at position p from its key at position 0.
 Random vectors are read at several positions; for each layer every candidate - the frequencies the model holds, in each
-layout, or none - is asked to turn the key at 0 into the others. One must fit, and no other may: what cannot tell
+layout, or none - is asked to rotate the key at 0 to the others. One must fit, and no other may: what cannot tell
 layouts apart proves nothing.
 """
 
@@ -22,7 +22,7 @@ from latentmas.program import Program, Read, SlotKind
 from latentmas.rope import STILL, Rope
 
 FITS: Final = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
-"""Largest difference of a turned key, as `_error` has it. transformers computes angles in float32. In half
+"""Largest difference of a rotated key, as `_error` has it. transformers computes angles in float32. In half
 precision rounding grows from layer to layer where a slot alone weighs less than 1, beside a sink."""
 _APART: Final = 3.0
 """How many times what the best one is off, every other candidate must be off; or what rounding makes of one key."""
@@ -47,7 +47,7 @@ def find_ropes(model: LoadedModel) -> tuple[Rope, ...] | str:
 
 
 def _rotation(part: Tensor, positions: list[int], candidates: list[Rope], dtype: torch.dtype) -> Rope | None:
-    """Return the one candidate that turns the keys (or values) at position 0 into all others; None without one."""
+    """Return the one candidate that rotates the keys (or values) at position 0 into all others; None without one."""
     errors = [(_error(rope, part, positions), rope) for rope in candidates if rope.width <= part.shape[-1]]
     error, best = min(errors, key=lambda pair: pair[0])
     # Written so that NaN does not pass.
@@ -89,7 +89,7 @@ def _candidates(model: LoadedModel) -> Iterator[Rope]:
         if not any(known.shape == frequencies.shape and torch.equal(known, frequencies) for known in sets):
             sets.append(frequencies)
     for frequencies in sets:
-        for turning in (frequencies, -frequencies):  # NanoChat turns the other way
+        for turning in (frequencies, -frequencies):  # NanoChat rotates the other way
             for at_end in (False, True):
                 for interleaved in (False, True):
                     yield Rope(turning, interleaved=interleaved, at_end=at_end)
@@ -106,7 +106,7 @@ def _frequencies(model: LoadedModel) -> Iterator[Tensor]:
 
 
 def _error(rope: Rope, keys: Tensor, positions: list[int]) -> float:
-    """Return the difference between turned and written keys, channel by channel as a share of what is usual there.
+    """Return the difference between rotated and written keys, channel by channel as a share of what is usual there.
 
     At the worst position; the median over vectors and heads, because rounding may send a vector to another expert. A
     few channels with a large bias (Qwen 2.5) would otherwise be all that counts, and those are ones that hardly turn.
@@ -128,7 +128,7 @@ def _error(rope: Rope, keys: Tensor, positions: list[int]) -> float:
 
 
 def _same(rope: Rope, other: Rope, width: int) -> bool:
-    """Return whether two candidates turn keys of this width alike, however different they are written."""
+    """Return whether two candidates rotate keys of this width alike, however different they are written."""
     probe = torch.randn(1, 1, 8, width, generator=torch.Generator().manual_seed(1))
     offset = torch.tensor([7])
     return torch.allclose(rope.rotate(probe, offset), other.rotate(probe, offset), atol=1e-5)
