@@ -1,9 +1,9 @@
 """How much the thoughts of one Think change, and whether they have come to one vector.
 
 This module is the only place that says what a collapse is. It is handed the thoughts once a Think is over: the device
-multiplies them with each other, one transfer brings the products here, and what is small is computed on the CPU.
+multiplies them with each other, and what is made of the products is so small that it is made on the CPU.
 
-Shape letters: B rows, m thoughts, E hidden size, k thoughts that are compared with each other.
+Shape letters: B rows, m thoughts, E hidden size, k vectors that are compared with each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latentmas.protocols import ThoughtAccount
@@ -24,9 +26,11 @@ FEWEST_ALIKE: Final = 4
 SHARE_ALIKE: Final = 1 / 3
 """Thoughts that are alike have to be this share of a Think. Whatever moves slowly has a last few that are alike."""
 MOST_COMPARED: Final = 256
-"""Thoughts of a Think that are compared with each other; of a longer one so many, spread evenly, its last among them."""
+"""Thoughts of a Think that are compared with each other; of a longer one so many, spread evenly, the last among them."""
 _ELEMENTS: Final = 1 << 22
 """Numbers that are converted to the wider dtype at once, where a single row does not have more."""
+
+Floats = NDArray[np.float64]
 
 
 def measure(
@@ -40,44 +44,16 @@ def measure(
         before: ``[B, E]`` the thought that came directly before them; None where there was none.
     """
     made = [*([] if before is None else [before]), *thoughts]
-    rows, width = thoughts[0].shape
-    exact = torch.float32 if thoughts[0].device.type == "mps" else torch.float64
-    norms = torch.stack(list(hidden_norms), dim=1).to(exact)  # [B, m]
-    chosen = torch.tensor(_compared(len(thoughts)), device=thoughts[0].device) + (before is not None)
-    at_once = max(1, _ELEMENTS // (len(made) * width))
+    rows, width = made[0].shape
+    norms = torch.stack(list(hidden_norms), dim=1).tolist()  # [B][m]
+    at_once = max(1, _ELEMENTS // (min(len(made), MOST_COMPARED) * width))
+    if at_once >= rows:
+        return _accounts(made, norms)
     accounts: list[ThoughtAccount | None] = []
     for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
-        vectors = torch.stack([thought[part] for thought in made], dim=1).to(exact)  # [B, m or m + 1, E]
-        lengths = vectors.norm(dim=2)
-        product = (vectors[:, 1:] * vectors[:, :-1]).sum(dim=2)
-        cosines = product / (lengths[:, 1:] * lengths[:, :-1]).clamp_min(torch.finfo(exact).tiny)
-        compared = vectors if len(chosen) == len(made) else vectors[:, chosen]
-        gram = compared @ compared.mT  # [B, k, k]
-        found = torch.cat([lengths, norms[part], cosines, gram.flatten(1)], dim=1).double().cpu()
-        accounts += _accounts(found, len(thoughts), len(chosen), len(made))
+        accounts += _accounts([thought[part] for thought in made], norms[part])
     return accounts
-
-
-def _accounts(found: Tensor, steps: int, compared: int, made: int) -> list[ThoughtAccount | None]:
-    """Return the accounts of rows from what the device found about them."""
-    lengths, norms, cosines, flat = found.split([made, steps, made - 1, compared**2], dim=1)
-    finite = lengths.isfinite().all(dim=1)
-    gram = torch.where(finite[:, None], flat, torch.zeros(())).unflatten(1, (compared, compared))
-    ranks = effective_rank(gram).tolist()
-    alike = alike_from(gram).tolist()
-    numbers = _compared(steps)
-    return [
-        ThoughtAccount(
-            cosines=tuple(cosines[row].tolist()),
-            hidden_norms=tuple(norms[row].tolist()),
-            effective_rank=ranks[row],
-            collapsed_after=collapsed_after(numbers[alike[row]] + 1, steps),
-        )
-        if is_finite
-        else None
-        for row, is_finite in enumerate(finite.tolist())
-    ]
 
 
 def collapsed_after(first: int, steps: int) -> int | None:
@@ -95,21 +71,20 @@ def collapsed_after(first: int, steps: int) -> int | None:
     return first if alike >= max(FEWEST_ALIKE, math.ceil(SHARE_ALIKE * steps)) else None
 
 
-def alike_from(gram: Tensor) -> Tensor:
+def alike_from(gram: Floats) -> NDArray[np.int64]:
     """Return ``[B]`` the first vector, counted from 0, from which on all are alike; the last is like itself.
 
     Args:
         gram: ``[B, k, k]`` products of vectors. A vector of zeros is like no other.
     """
-    lengths = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-    cosines = gram / (lengths[:, :, None] * lengths[:, None, :]).clamp_min(torch.finfo(gram.dtype).tiny)
-    later = torch.ones_like(gram, dtype=torch.bool).triu(1)
-    lowest = torch.where(later, cosines, 1.0).amin(dim=2)  # [B, k]: of each with those after it
-    among = lowest.flip(1).cummin(dim=1).values.flip(1)  # of any two from each on
-    return (among < SAME_COSINE).sum(dim=1)
+    later = np.tri(gram.shape[1], dtype=np.bool_).T & ~np.eye(gram.shape[1], dtype=np.bool_)
+    lowest = np.where(later, _cosines(gram), 1.0).min(axis=2)  # [B, k]: of each with those after it
+    among = np.minimum.accumulate(lowest[:, ::-1], axis=1)  # of any two, from the last one back
+    found: NDArray[np.int64] = (among < SAME_COSINE).sum(axis=1)
+    return found
 
 
-def effective_rank(gram: Tensor) -> Tensor:
+def effective_rank(gram: Floats) -> Floats:
     """Return ``[B]`` how many directions vectors take, in [1, k]: e to the entropy of their singular values' shares.
 
     Roy and Vetterli, The effective rank (2007). One vector many times over has 1, k of one length at right angles have
@@ -118,12 +93,66 @@ def effective_rank(gram: Tensor) -> Tensor:
     Args:
         gram: ``[B, k, k]`` products of vectors; its eigenvalues are the squares of their singular values.
     """
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    shares = values / values.sum(dim=1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
-    return torch.special.entr(shares).sum(dim=1).exp()
+    values = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0.0))
+    shares = values / values.sum(axis=1, keepdims=True).clip(min=_TINY)
+    rank: Floats = np.exp(-(shares * np.log(shares.clip(min=_TINY))).sum(axis=1))
+    return rank
 
 
-def _compared(steps: int) -> list[int]:
-    """Return which thoughts are compared with each other, counted from 0; always the last one."""
-    stride = math.ceil(steps / MOST_COMPARED)
-    return list(range(steps - 1, -1, -stride))[::-1]
+_TINY: Final = float(np.finfo(np.float64).tiny)
+
+
+def _accounts(made: Sequence[Tensor], norms: Sequence[Sequence[float]]) -> list[ThoughtAccount | None]:
+    """Return the accounts of rows; the first vector is no thought of this Think where there is one more than norms."""
+    steps = len(norms[0])
+    if len(made) <= MOST_COMPARED + 1:
+        products = _products(made)
+        finite, cosines = _finite(products), _to_the_one_before(products)
+        numbers = range(steps)
+        gram = products[:, len(made) - steps :, len(made) - steps :]
+    else:
+        numbers = range((steps - 1) % (stride := math.ceil(steps / MOST_COMPARED)), steps, stride)
+        gram = _products([made[len(made) - steps + number] for number in numbers])
+        starts = range(0, len(made) - 1, MOST_COMPARED)  # blocks of neighbours, which share a thought
+        blocks = [_products(made[start : start + MOST_COMPARED + 1]) for start in starts]
+        finite = np.logical_and.reduce([_finite(block) for block in blocks])
+        cosines = np.concatenate([_to_the_one_before(block) for block in blocks], axis=1)
+    gram = np.where(finite[:, None, None], gram, 0.0)
+    ranks, alike = effective_rank(gram).tolist(), alike_from(gram).tolist()
+    return [
+        ThoughtAccount(
+            cosines=tuple(of_row),
+            hidden_norms=tuple(norms[row]),
+            effective_rank=ranks[row],
+            collapsed_after=collapsed_after(numbers[alike[row]] + 1, steps),
+        )
+        if finite[row]
+        else None
+        for row, of_row in enumerate(cosines.tolist())
+    ]
+
+
+def _products(vectors: Sequence[Tensor]) -> Floats:
+    """Return ``[B, k, k]`` products of k times ``[B, E]``, in float64 wherever the device has it."""
+    exact = torch.float32 if vectors[0].device.type == "mps" else torch.float64
+    together = torch.stack(list(vectors), dim=1).to(exact)
+    products: Floats = (together @ together.mT).cpu().numpy().astype(np.float64, copy=False)
+    return products
+
+
+def _cosines(gram: Floats) -> Floats:
+    lengths = np.sqrt(gram.diagonal(0, 1, 2))
+    cosines: Floats = gram / (lengths[:, :, None] * lengths[:, None, :]).clip(min=_TINY)
+    return cosines
+
+
+def _to_the_one_before(gram: Floats) -> Floats:
+    squares = gram.diagonal(0, 1, 2)
+    with np.errstate(invalid="ignore"):  # of rows that are not finite, which have no account
+        cosines: Floats = gram.diagonal(1, 1, 2) / np.sqrt(squares[:, 1:] * squares[:, :-1]).clip(min=_TINY)
+    return cosines
+
+
+def _finite(gram: Floats) -> NDArray[np.bool_]:
+    finite: NDArray[np.bool_] = np.isfinite(gram.diagonal(0, 1, 2)).all(axis=1)
+    return finite
