@@ -26,7 +26,7 @@ FEWEST_ALIKE: Final = 4
 SHARE_ALIKE: Final = 1 / 3
 """Thoughts that are alike have to be this share of a Think. Whatever moves slowly has a last few that are alike."""
 MOST_COMPARED: Final = 256
-"""Thoughts of a Think that are compared with each other; of a longer one so many, spread evenly, the last among them."""
+"""Thoughts of a Think that are compared with each other; of a longer one so many, spread evenly up to the last."""
 _ELEMENTS: Final = 1 << 22
 """Numbers that are converted to the wider dtype at once, where a single row does not have more."""
 
@@ -154,5 +154,5 @@ def _to_the_one_before(gram: Floats) -> Floats:
 
 
 def _finite(gram: Floats) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_] = np.isfinite(gram.diagonal(0, 1, 2)).all(axis=1)
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(gram.diagonal(0, 1, 2)), axis=1)
     return finite

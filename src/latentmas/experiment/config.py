@@ -212,7 +212,10 @@ class RunConfig(BaseModel):
         default=False, description="The published name of --alignment ridge."
     )
     soft_temperature: Annotated[float, LATENT] = Field(
-        default=2.0, gt=0, description="Temperature of --alignment soft, above 0; higher mixes more tokens."
+        default=0.5,
+        gt=0,
+        description="Temperature of --alignment soft, above 0; higher mixes more tokens. From about 1 on thoughts come to "
+        "one vector on the models that were measured.",
     )
 
     handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, HANDOVER] = Field(

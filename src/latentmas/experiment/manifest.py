@@ -121,7 +121,11 @@ class Manifest(BaseModel):
         An option this manifest does not know yet counts as its default. What counts of ``--date`` is the day shown.
         """
         defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+        # Its default has changed, and runs that did not take it may go on.
+        soft = "soft" in (self.config.get("alignment"), identity.config.alignment)
         for name, value in identity.config.identity().items():
+            if name == "soft_temperature" and not soft:
+                continue
             if name != "date" and (stored := self.config.get(name, defaults[name])) != value:
                 return f"{name} was {stored!r} and is now {value!r}"
         if self.date is not None and identity.date not in (None, self.date):

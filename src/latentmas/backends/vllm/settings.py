@@ -41,7 +41,7 @@ class LatentSettings:
 
     placeholder: int
     alignment: str = "norm"
-    soft_temperature: float = 2.0
+    soft_temperature: float = 0.5
     tokens: int | None = None
 
     @classmethod
