@@ -161,9 +161,10 @@ def test_a_session_is_as_it_was_after_a_step_that_was_broken_off(tiny, monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as broken:
         broken.setattr(Rollout, "read", interrupted)
-        session.read("a", "more")
+        with pytest.raises(KeyboardInterrupt):
+            session.read("a", "more")
     assert session.think("a", 1).accounts[-1].thinking == expected
 
 
@@ -206,6 +207,23 @@ def test_rows_that_leave_the_batch_take_only_their_own_account_along(tiny):
     for outcome, alone in zip(others, expected, strict=True):
         for ours, theirs in zip(thinking(outcome.steps)["a"], thinking(alone.steps)["a"], strict=True):
             np.testing.assert_allclose(ours.cosines, theirs.cosines, atol=1e-9)
+
+
+def test_a_batch_that_is_halved_measures_the_thoughts_it_made_again(tiny, monkeypatch):
+    run = Rollout.run
+
+    def starved(self):
+        run(self)  # all of it, thoughts included, before the memory runs out
+        if len(self.rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    programs = [Program(chain(prompts(row), thoughts=4).steps[:2]) for row in range(5)]
+    monkeypatch.setattr(Rollout, "run", starved)
+    found, thoughts = watched(tiny, programs)
+    assert len(found) == 5
+    for key, agents in found.items():
+        [account] = agents["planner"]
+        agrees(account, thoughts[key]["planner"])
 
 
 def test_two_accounts_are_equal_without_how_thoughts_changed(tiny):
