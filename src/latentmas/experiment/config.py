@@ -214,8 +214,8 @@ class RunConfig(BaseModel):
     soft_temperature: Annotated[float, LATENT] = Field(
         default=0.5,
         gt=0,
-        description="Temperature of --alignment soft, above 0; higher mixes more tokens, and from about 1 on thoughts come "
-        "to one vector.",
+        description="Temperature of --alignment soft, above 0; higher mixes more tokens, and from about 1 on thoughts "
+        "come to one vector.",
     )
 
     handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, HANDOVER] = Field(
