@@ -6,15 +6,21 @@ The planner of the default team reads the first questions and thinks, alone, in 
 memory. Means over questions: the cosine of thoughts 2, 3, 6, 11 and the last to the one before, their effective rank,
 for how many questions they collapsed and after which thought (median), and of the next-token distribution at the hidden
 states that thoughts are made from its entropy in nats, its largest probability, and how many tokens are the likeliest.
+
+With ``--cost`` it says instead what measuring all this costs of a Think, in CPU time, in batches of 1 and of 8.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from statistics import fmean, median_low
+from typing import Any
 
 import torch
 
+import latentmas.backends.hf.rollout as rollout_module
+from latentmas import collapse
 from latentmas.alignment import Alignment, AlignmentKind, build_alignment
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
@@ -64,6 +70,32 @@ def think(
     return rows
 
 
+def cost(
+    model: LoadedModel, alignment: Alignment, programs: list[Program], memory: LatentMemory, hidden: torch.Tensor
+) -> str:
+    """Return the CPU time of a step of thinking, and the share of it that is spent in `collapse.measure`."""
+    inside = 0.0
+
+    def timed(*args: Any) -> Any:
+        nonlocal inside
+        began = time.process_time()
+        accounts = collapse.measure(*args)
+        inside += time.process_time() - began
+        return accounts
+
+    rollout_module.measure = timed
+    began, rounds = 0.0, 10
+    for number in range(rounds + 1):
+        if number == 1:  # the first one warms up
+            began, inside = time.process_time(), 0.0
+        think(model, alignment, programs, memory, hidden)
+    rollout_module.measure = collapse.measure
+    whole = time.process_time() - began
+    [step] = {step.steps for program in programs for step in program if isinstance(step, Think)}
+    share = f"{100 * inside / whole:.2f} % measuring"
+    return f"batch of {len(programs)}: {1000 * whole / rounds / step:7.2f} ms a step, {share}"
+
+
 def line(rows: list[Row], heard: Heard) -> str:
     accounts = [account for row in rows if (account := row.accounts[-1].thinking) is not None]
     cosines = [
@@ -88,6 +120,7 @@ def main() -> None:
     parser.add_argument("dataset", help="a file with the columns of GSM8K")
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cost", action="store_true", help="say what measuring costs, and nothing else")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.1, 0.3, 0.5, 0.6, 0.8, 1.0, 2.0])
     options = parser.parse_args()
     config = RunConfig.from_options(
@@ -119,6 +152,12 @@ def main() -> None:
         ways["ridge"] = build_alignment(AlignmentKind.RIDGE, space)
     for temperature in options.temperatures:
         ways[f"soft {temperature}"] = build_alignment(AlignmentKind.SOFT, space, soft_temperature=temperature)
+    if options.cost:
+        for rows in (1, 8):
+            batch = [programs()[0]] * rows
+            memory, hidden = read(model, norm, batch)
+            print(cost(model, norm, batch, memory, hidden), flush=True)
+        return
     heads = "".join(f"{step:>7}" for step in SHOWN if step < options.steps)
     print(f"{'thought':<9}{heads}{'rank':>7}{'collapsed':>13}{'entropy':>9}{'top':>6}{'tokens':>7}")
     said = []

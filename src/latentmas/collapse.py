@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -71,14 +72,13 @@ def collapsed_after(first: int, steps: int) -> int | None:
     return first if alike >= max(FEWEST_ALIKE, math.ceil(SHARE_ALIKE * steps)) else None
 
 
-def alike_from(gram: Floats) -> NDArray[np.int64]:
+def alike_from(cosines: Floats) -> NDArray[np.int64]:
     """Return ``[B]`` the first vector, counted from 0, from which on all are alike; the last is like itself.
 
     Args:
-        gram: ``[B, k, k]`` products of vectors. A vector of zeros is like no other.
+        cosines: ``[B, k, k]`` of each vector with each.
     """
-    later = np.tri(gram.shape[1], dtype=np.bool_).T & ~np.eye(gram.shape[1], dtype=np.bool_)
-    lowest = np.where(later, _cosines(gram), 1.0).min(axis=2)  # [B, k]: of each with those after it
+    lowest = np.where(_later(cosines.shape[1]), cosines, 1.0).min(axis=2)  # [B, k]: of each with those after it
     among = np.minimum.accumulate(lowest[:, ::-1], axis=1)  # of any two, from the last one back
     found: NDArray[np.int64] = (among < SAME_COSINE).sum(axis=1)
     return found
@@ -105,20 +105,23 @@ _TINY: Final = float(np.finfo(np.float64).tiny)
 def _accounts(made: Sequence[Tensor], norms: Sequence[Sequence[float]]) -> list[ThoughtAccount | None]:
     """Return the accounts of rows; the first vector is no thought of this Think where there is one more than norms."""
     steps = len(norms[0])
+    first = len(made) - steps
     if len(made) <= MOST_COMPARED + 1:
-        products = _products(made)
-        finite, cosines = _finite(products), _to_the_one_before(products)
+        gram, finite = _products(made)
+        cosines = _cosines(gram)
+        neighbours = cosines.diagonal(1, 1, 2)
         numbers = range(steps)
-        gram = products[:, len(made) - steps :, len(made) - steps :]
+        gram, cosines = gram[:, first:, first:], cosines[:, first:, first:]
     else:
-        numbers = range((steps - 1) % (stride := math.ceil(steps / MOST_COMPARED)), steps, stride)
-        gram = _products([made[len(made) - steps + number] for number in numbers])
+        stride = math.ceil(steps / MOST_COMPARED)
+        numbers = range((steps - 1) % stride, steps, stride)
+        gram, finite = _products([made[first + number] for number in numbers])
+        cosines = _cosines(gram)
         starts = range(0, len(made) - 1, MOST_COMPARED)  # blocks of neighbours, which share a thought
         blocks = [_products(made[start : start + MOST_COMPARED + 1]) for start in starts]
-        finite = np.logical_and.reduce([_finite(block) for block in blocks])
-        cosines = np.concatenate([_to_the_one_before(block) for block in blocks], axis=1)
-    gram = np.where(finite[:, None, None], gram, 0.0)
-    ranks, alike = effective_rank(gram).tolist(), alike_from(gram).tolist()
+        neighbours = np.concatenate([_cosines(block).diagonal(1, 1, 2) for block, _ in blocks], axis=1)
+        finite = np.logical_and.reduce([finite, *(is_finite for _, is_finite in blocks)])
+    ranks, alike = effective_rank(gram).tolist(), alike_from(cosines).tolist()
     return [
         ThoughtAccount(
             cosines=tuple(of_row),
@@ -128,31 +131,30 @@ def _accounts(made: Sequence[Tensor], norms: Sequence[Sequence[float]]) -> list[
         )
         if finite[row]
         else None
-        for row, of_row in enumerate(cosines.tolist())
+        for row, of_row in enumerate(neighbours.tolist())
     ]
 
 
-def _products(vectors: Sequence[Tensor]) -> Floats:
-    """Return ``[B, k, k]`` products of k times ``[B, E]``, in float64 wherever the device has it."""
+def _products(vectors: Sequence[Tensor]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return ``[B, k, k]`` products of k times ``[B, E]``, in float64 wherever the device has it, and who is finite.
+
+    Rows that are not have zeros.
+    """
     exact = torch.float32 if vectors[0].device.type == "mps" else torch.float64
     together = torch.stack(list(vectors), dim=1).to(exact)
     products: Floats = (together @ together.mT).cpu().numpy().astype(np.float64, copy=False)
-    return products
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(products), axis=(1, 2))
+    return (products if finite.all() else np.where(finite[:, None, None], products, 0.0)), finite
 
 
 def _cosines(gram: Floats) -> Floats:
+    """Return ``[B, k, k]`` cosines from products; a vector of zeros is at right angles to all, itself as well."""
     lengths = np.sqrt(gram.diagonal(0, 1, 2))
     cosines: Floats = gram / (lengths[:, :, None] * lengths[:, None, :]).clip(min=_TINY)
     return cosines
 
 
-def _to_the_one_before(gram: Floats) -> Floats:
-    squares = gram.diagonal(0, 1, 2)
-    with np.errstate(invalid="ignore"):  # of rows that are not finite, which have no account
-        cosines: Floats = gram.diagonal(1, 1, 2) / np.sqrt(squares[:, 1:] * squares[:, :-1]).clip(min=_TINY)
-    return cosines
-
-
-def _finite(gram: Floats) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(gram.diagonal(0, 1, 2)), axis=1)
-    return finite
+@lru_cache(maxsize=8)
+def _later(count: int) -> NDArray[np.bool_]:
+    """Return ``[k, k]`` which vector comes after which."""
+    return np.tri(count, k=-1, dtype=np.bool_).T
