@@ -72,7 +72,9 @@ class Tape:
     def fork(self) -> Tape:
         """Return a tape that can go on without this one."""
         tensors = (self.sees.clone(), self.apart.clone(), self.alive.clone(), self.places.clone())
-        return Tape(*tensors, [*self.embeddings], [*self.agents], [*self.spans], self.next_position, self.turn, self.laid)
+        return Tape(
+            *tensors, [*self.embeddings], [*self.agents], [*self.spans], self.next_position, self.turn, self.laid
+        )
 
     def append(self, embedding: Tensor, agent: str) -> None:
         """Add a slot behind all others; it sees itself and what is alive."""
