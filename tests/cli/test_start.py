@@ -19,7 +19,6 @@ COMMANDS = ["demo", "doctor", "grade", "handovers", "plot", "run", "tasks", "vll
 HEAVY = "torch transformers numpy scipy matplotlib datasets pyarrow yaml jinja2 tokenizers filelock safetensors".split()
 RUN = "run --method latent_mas --model_name scripted --task tiny --max_samples 2".split()
 LATENTMAS = [sys.executable, "-m", "latentmas"]
-PUBLISHED = [sys.executable, str(REPOSITORY / "run.py")]
 
 LOADED = """
 import sys
@@ -147,36 +146,38 @@ def test_ctrl_c_while_a_module_is_imported_is_exit_code_130_and_no_traceback(mod
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
-@pytest.mark.parametrize("program", [LATENTMAS, [*PUBLISHED]], ids=["latentmas", "run.py"])
-@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.7, 1.2])
+@pytest.mark.parametrize("seconds", [0.15, 0.5, 1.0])
+@pytest.mark.parametrize("program", ["latentmas", "run.py"])
 def test_ctrl_c_in_the_first_second_is_no_traceback(program, seconds, tmp_path):
-    words = RUN if program is LATENTMAS else RUN[1:]
-    words = ["tiny" if word == "scripted" else word for word in words]
-    process = subprocess.Popen(
-        [*program, *words, "--output_dir", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_until_python_reads(process, "latentmas")
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    words = ["tiny" if word == "scripted" else word for word in RUN]
+    if program == "run.py":
+        begin = f"runpy.run_path({str(REPOSITORY / 'run.py')!r}, run_name='__main__')"
+        del words[0]
+    else:
+        begin = "runpy.run_module('latentmas', run_name='__main__')"
+    # The interpreter itself must be there: what interrupts it earlier can be heard by nobody.
+    command = [sys.executable, "-c", f"import runpy; print('up', flush=True); {begin}", *words]
+    with subprocess.Popen(
+        [*command, "--output_dir", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert process.returncode in {0, 130}  # 0: it was done before
+    assert process.returncode == 130
+    assert len([line for line in err.splitlines() if "new run" not in line]) <= 1
 
 
-def _wait_until_python_reads(process: subprocess.Popen[str], package: str) -> None:
-    """Wait until a process is past the start of the interpreter itself, where nothing of ours can hear a signal."""
-    deadline = time.monotonic() + 60
-    while process.poll() is None and "libpython" not in (maps := _maps(process)) and "python" not in maps:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(0.05)
-
-
-def _maps(process: subprocess.Popen[str]) -> str:
-    try:
-        return Path(f"/proc/{process.pid}/maps").read_text()
-    except OSError:
-        return ""
+def test_an_interrupt_that_was_heard_inside_of_a_c_extension_is_still_exit_code_130(tmp_path):
+    # exec of a text is what extensions do: the interpreter notes that an interrupt went through.
+    (tmp_path / "begin.py").write_text(
+        "import sys; from latentmas import cli\n"
+        "def run(words, abbreviations):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "cli._run = run\n"
+        "sys.exit(cli.main([]))"
+    )
+    done = subprocess.run([sys.executable, "-m", "begin"], capture_output=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, b"")

@@ -36,9 +36,13 @@ def main(argv: Sequence[str] | None = None, *, abbreviations: bool = False) -> i
             except _streams.StdoutFailed as failed:
                 stdout.let_go()
                 code = _streams.say_failed(failed)
-        return code
     except KeyboardInterrupt:
-        return 130  # a command says what it keeps; outside of one there is nothing to tell
+        code = 130  # a command says what it keeps; outside of one there is nothing to tell
+    if code == 130:
+        # A C extension that was interrupted while it ran Python makes the interpreter end itself by SIGINT, although
+        # the interrupt was caught; whatever it runs next makes it forget that.
+        exec("")
+    return code
 
 
 def _run(words: list[str], *, abbreviations: bool) -> int:
