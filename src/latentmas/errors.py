@@ -10,6 +10,7 @@
     ├── SampleError (RuntimeError)      one sample cannot go on; the others can
     │   ├── ContextLimitError           prompt + thoughts + new tokens exceed the model's context
     │   └── NumericalError              a thought or a logit is NaN or infinite
+    ├── RunStoppedError (RuntimeError)  the whole first batch of a run failed alike
     ├── EngineError (RuntimeError)      an engine did not start, or died and cannot be brought back
     └── StoreError (RuntimeError)       something cannot be written
         └── RunFolderError              the run folder cannot be used for this run
@@ -73,6 +74,12 @@ class ContextLimitError(SampleError):
 
 class NumericalError(SampleError):
     """A thought or a logit is NaN or infinite."""
+
+
+class RunStoppedError(LatentMASError, RuntimeError):
+    """The whole first batch of a run failed alike; none of it is stored, so that the same run can begin again."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class EngineError(LatentMASError, RuntimeError):

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from latentmas.cli import _options
 from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.errors import LatentMASError, RunStoppedError
 from latentmas.experiment.config import RunConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of it
@@ -169,8 +170,14 @@ def work(plan: Plan, console: Console) -> Summary:
                     seed=config.seed,
                     save_ids=config.save_ids,
                     withhold=plan.withhold,
+                    stops=not any(record.error is None for record in folder.records()),
                     on_record=lambda record: show(record.verdict),
                 )
+        except LatentMASError as error:
+            folder.withdraw()  # what mends it may be another option, or another text of a filter
+            if isinstance(error, RunStoppedError):
+                raise RunStoppedError(f"{error}; mend that, and the same command begins again") from error
+            raise
         except KeyboardInterrupt:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
             say(console, f"{folder.path}: {summary.n} of {total} records are stored")

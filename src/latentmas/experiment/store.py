@@ -174,6 +174,12 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         replace_text(self.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
 
+    def withdraw(self) -> None:
+        """Forget what run this is, if nothing is stored of it: whatever is given next begins anew in the folder."""
+        if not self._finished:
+            (self.path / "manifest.json").unlink(missing_ok=True)
+            self.records_path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Bring everything to the disk and let the folder go. May be called twice."""
         try:
