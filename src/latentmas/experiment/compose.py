@@ -12,12 +12,12 @@ import importlib
 import pkgutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Final, Literal
 
-from latentmas import agents, prompts, rows, tasks
+from latentmas import agents, plugins, prompts, rows, tasks
 from latentmas.agents import AgentGraph
 from latentmas.backends import gguf_file
 from latentmas.backends.scripted import ScriptedBackend
@@ -347,7 +347,7 @@ def find_task(name: str) -> Task:
     if name in modules:
         task: Task = importlib.import_module(modules[name]).build()
     elif name in outside:
-        task = outside[name].load()()
+        task = _outside_task(outside[name])
     else:
         raise UnknownNameError("task", name, [*modules, *outside])
     return task
@@ -356,6 +356,17 @@ def find_task(name: str) -> Task:
 def task_names() -> list[str]:
     """Return the names of all tasks that are installed."""
     return sorted({*_task_modules(), *_outside_tasks()})
+
+
+def installed_tasks() -> tuple[list[Task], list[str]]:
+    """Return all tasks that are installed, and a sentence on each of another package that does not work."""
+    found, sentences = [], []
+    for name in task_names():
+        try:
+            found.append(find_task(name))
+        except ConfigError as error:
+            sentences.append(str(error))
+    return found, sentences
 
 
 def open_backend(config: RunConfig, codec: Codec, needs: Collection[Capability]) -> Backend:
@@ -456,7 +467,19 @@ def _task_modules() -> dict[str, str]:
 
 
 def _outside_tasks() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="latentmas.tasks")}
+    return plugins.plugins("latentmas.tasks")
+
+
+def _outside_task(entry: EntryPoint) -> Task:
+    build = plugins.load("task", entry)
+    try:
+        task: Task = build()  # type: ignore[operator]
+        # Whatever lists tasks looks at these; one that lacks them is no task.
+        _ = task.name, task.answer_kind.value, task.defaults, task.scorer, task.rows, task.sample
+        _ = task.card.rows[task.splits[0]], task.card.licence, task.card.gated, task.card.withheld
+    except (Exception, SystemExit) as error:  # code of strangers
+        raise plugins.broken("task", entry, error) from error
+    return task
 
 
 def _modules(*packages: ModuleType) -> dict[str, str]:

@@ -8,13 +8,14 @@ import importlib.util
 import inspect
 import pkgutil
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Final
 
 import latentmas.filters
-from latentmas.errors import CapabilityError, ConfigError, UnknownNameError
+from latentmas.errors import CapabilityError, ConfigError, LatentMASError, UnknownNameError
 from latentmas.filters import Filter
+from latentmas.plugins import load, one_line, plugins
 from latentmas.program import KeepSpec
 
 GROUP: Final = "latentmas.filters"
@@ -44,8 +45,10 @@ def open_filter(spec: KeepSpec) -> Filter:
         pass  # built without a signature that Python could tell
     try:
         found = build(**parameters)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"filter {spec.name!r} cannot be built: {error}") from error
+    except LatentMASError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"filter {spec.name!r} cannot be built: {one_line(error)}") from error
     if not callable(getattr(found, "score", None)):
         raise CapabilityError(f"{spec.name!r} is no filter: it has no method 'score'")
     return found  # type: ignore[no-any-return]
@@ -74,7 +77,7 @@ def _builder(name: str) -> Any:
     outside = _outside()
     if name not in outside:
         raise UnknownNameError("filter", name, [*own, *outside])
-    return outside[name].load()
+    return load("filter", outside[name])
 
 
 @lru_cache(maxsize=64)
@@ -88,8 +91,8 @@ def _from_file(path: str, attribute: str) -> Any:
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path!r} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path!r} cannot be run: {one_line(error)}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UnknownNameError(f"filter in {path}", attribute, public)
@@ -106,4 +109,4 @@ def _own() -> dict[str, str]:
 
 
 def _outside() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return plugins(GROUP)
