@@ -175,8 +175,8 @@ class RunFolder:
         replace_text(self.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
 
     def withdraw(self) -> None:
-        """Forget what run this is, if nothing is stored of it: whatever is given next begins anew in the folder."""
-        if not self._finished:
+        """Forget what run this is, once it was begun and if nothing is stored of it: another may have the folder."""
+        if self._descriptor is not None and not self._finished:
             (self.path / "manifest.json").unlink(missing_ok=True)
             self.records_path.unlink(missing_ok=True)
 

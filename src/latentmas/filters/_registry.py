@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import latentmas.filters
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError, UnknownNameError
-from latentmas.filters import Filter
+from latentmas.filters import Filter, Grain, Need
 from latentmas.plugins import load, one_line, plugins
 from latentmas.program import KeepSpec
 
@@ -51,7 +52,20 @@ def open_filter(spec: KeepSpec) -> Filter:
         raise ConfigError(f"filter {spec.name!r} cannot be built: {one_line(error)}") from error
     if not callable(getattr(found, "score", None)):
         raise CapabilityError(f"{spec.name!r} is no filter: it has no method 'score'")
+    _check_claims(spec.name, getattr(found, "needs", ()), getattr(found, "grain", Grain.TOKEN))
     return found  # type: ignore[no-any-return]
+
+
+def _check_claims(name: str, needs: object, grain: object) -> None:
+    """Refuse a filter that asks for what nobody supplies: it would get None in its place."""
+    known = [need.value for need in Need]
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise ConfigError(f"filter {name!r} has needs {needs!r}; expected a set of some of: {', '.join(known)}")
+    for need in needs:
+        if need not in known:
+            raise UnknownNameError(f"need of filter {name!r}", str(need), known)
+    if grain not in (grains := [grain.value for grain in Grain]):
+        raise ConfigError(f"filter {name!r} has grain {grain!r}; expected one of {', '.join(grains)}")
 
 
 def source_digest(name: str) -> str:
