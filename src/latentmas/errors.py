@@ -41,7 +41,8 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1)
+        lower = {known.lower(): known for known in names}
+        near = [lower[match] for match in difflib.get_close_matches(name.strip().lower(), lower, n=1)]
         hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(names)}"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
 

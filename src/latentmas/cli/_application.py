@@ -85,11 +85,17 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Clicks, args: list[str]) -> Clicks:
+        if args[0].lower() in self.list_commands(ctx) and args[0] != args[0].lower():
+            raise ConfigError(f"latentmas has no command {args[0]!r}; did you mean {args[0].lower()!r}?")
         self.commands = dict.fromkeys(self.list_commands(ctx), cast("Any", None))  # for "did you mean"
         name, command, rest = super().resolve_command(ctx, args)
         assert command is not None
         options = [
-            Option(names=tuple(parameter.opts), takes_value=not getattr(parameter, "is_flag", False))
+            Option(
+                names=tuple(parameter.opts),
+                takes_value=not getattr(parameter, "is_flag", False),
+                number=_number(parameter),
+            )
             for parameter in command.params
             if parameter.param_type_name == "option"
         ]
@@ -106,6 +112,12 @@ class _Commands(TyperGroup):
                 abbreviations=isinstance(habits, Habits) and habits.abbreviations,
             ),
         )
+
+
+def _number(parameter: Clicks) -> type[int] | type[float] | None:
+    """Return the kind of number that an option takes; None for text, and where typer keeps it elsewhere."""
+    kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    return kind if kind in {int, float} else None
 
 
 def _command(name: str) -> Clicks:

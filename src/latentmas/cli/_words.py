@@ -15,6 +15,14 @@ from latentmas.errors import ConfigError
 _LONG_DASHES: Final = ("\u2013", "\u2014", "\u2212")
 _TRUTHS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0", "none"})
 _OFF: Final = "--no_"
+_ALSO_CALLED: Final = {
+    "--batch_size": "--generate_bs",
+    "--limit": "--max_samples",
+    "--num_samples": "--max_samples",
+    "--max_length": "--max_new_tokens",
+    "--resume": "--output_dir",
+}
+"""Names that other programs have for the same thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +32,12 @@ class Option:
     Attributes:
         names: With their dashes; further underscores.
         takes_value: It is no switch.
+        number: What its value must be read as, if it is a number.
     """
 
     names: tuple[str, ...]
     takes_value: bool
+    number: type[int] | type[float] | None = None
 
 
 def understood(
@@ -55,6 +65,8 @@ def understood(
                 _check_alone(word, found, table, command, takes_words=takes_words)
             elif (long := f"-{_canonical(word.partition('=')[0])}") in table:
                 raise ConfigError(f"{word} has one dash; write {long}")
+            elif not takes_words:
+                raise ConfigError(f"{command} has no option {word}; `{command} --help` lists them")
             found.append(word)
             continue
         given, equals, value = word.partition("=")
@@ -68,6 +80,7 @@ def understood(
             value = _next(name, left, table)
         if not value.strip():
             raise ConfigError(f"{name} is given without a value; write a value behind it, or leave {name} out")
+        _check_number(name, value, table[name].number)
         found += [name, value]
     return found
 
@@ -95,9 +108,11 @@ def _named(given: str, table: dict[str, Option], command: str, *, abbreviations:
 
 def _near(name: str, longer: Sequence[str], table: dict[str, Option]) -> list[str]:
     """Return up to three names that may have been meant: longer ones first, then similar ones, then those within."""
-    if longer:
-        return list(longer[:3])
     shown = {known.lower(): known for known in table if not known.startswith(_OFF) or name.startswith(_OFF)}
+    if name in _ALSO_CALLED and _ALSO_CALLED[name] in table:
+        return [_ALSO_CALLED[name]]
+    if begun := [known for known in longer if known in shown.values()]:
+        return begun[:3]
     if close := difflib.get_close_matches(name.lower(), shown, n=1, cutoff=0.7):
         return [shown[close[0]]]
     bare = name.lower().lstrip("-")
@@ -111,6 +126,16 @@ def _next(name: str, left: Iterator[str], table: dict[str, Option]) -> str:
     if value.startswith("--") and (following := _canonical(value.partition("=")[0])) in table:
         raise ConfigError(f"{name} has no value: {following} follows it; write a value between the two")
     return value
+
+
+def _check_number(name: str, value: str, number: type[int] | type[float] | None) -> None:
+    if number is None:
+        return
+    try:
+        number(value)
+    except ValueError as error:
+        kind = "a whole number, such as 10" if number is int else "a number, such as 0.5"
+        raise ConfigError(f"{name} is {value!r}; it takes {kind}") from error
 
 
 def _no_value(name: str, value: str, table: dict[str, Option]) -> ConfigError:

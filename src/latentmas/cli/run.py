@@ -152,7 +152,11 @@ def work(plan: Plan, console: Console) -> Summary:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
-        experiment = plan.open()
+        try:
+            experiment = plan.open()
+        except LatentMASError:
+            folder.withdraw()
+            raise
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
             started = time.monotonic()

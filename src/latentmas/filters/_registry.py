@@ -89,6 +89,8 @@ def _builder(name: str) -> Any:
     if name in (own := _own()):
         return importlib.import_module(own[name]).build
     outside = _outside()
+    if name.endswith(".py"):
+        raise ConfigError(f"filter {name!r} is a file without a class; name both: {name}:CLASS")
     if name not in outside:
         raise UnknownNameError("filter", name, [*own, *outside])
     return load("filter", outside[name])

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -336,4 +337,6 @@ def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:
 def _unreachable(name: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"the model {name!r} cannot be loaded: {reason[:300]}"
+    # A hub id may be misspelt, of a model one has to ask for, or out of reach.
+    way = "" if Path(name).exists() else "; check the name and the network, or give a local folder"
+    return f"the model {name!r} cannot be loaded: {reason[:300]}{way}"
