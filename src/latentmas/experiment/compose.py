@@ -204,8 +204,6 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     artifacts.check(config, method, samples[0])
     if config.cache_dir is not None and config.cache_dir.exists() and not config.cache_dir.is_dir():
         raise ConfigError(f"--cache_dir {config.cache_dir} is a file; give a folder, which need not be there yet")
-    if not config.dry_run:
-        check_weights(config.model_name)
     return Plan(
         config=config,
         task=task,
@@ -389,6 +387,7 @@ def open_backend(config: RunConfig, codec: Codec, needs: Collection[Capability])
     """
     if config.model_name == SCRIPTED:
         return ScriptedBackend(capacity=config.generate_bs)
+    check_weights(config.model_name)
     if config.use_vllm:
         return engines.open_vllm(config, codec, thinks=Capability.MEMORY in needs)
     return models.open_transformers(config, codec, needs)
