@@ -152,7 +152,8 @@ def test_ctrl_c_while_a_module_is_imported_is_exit_code_130_and_no_traceback(mod
 @pytest.mark.parametrize("seconds", [0.15, 0.5, 1.0])
 @pytest.mark.parametrize("program", ["latentmas", "run.py"])
 def test_ctrl_c_in_the_first_second_is_no_traceback(program, seconds, tmp_path):
-    words = ["tiny" if word == "scripted" else word for word in RUN]
+    other = {"scripted": "tiny", "2": "2000"}  # what takes a while to load, and is not done in a second
+    words = [other.get(word, word) for word in RUN]
     if program == "run.py":
         begin = f"runpy.run_path({str(REPOSITORY / 'run.py')!r}, run_name='__main__')"
         del words[0]
@@ -170,7 +171,8 @@ def test_ctrl_c_in_the_first_second_is_no_traceback(program, seconds, tmp_path):
         _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     assert process.returncode == 130
-    assert len([line for line in err.splitlines() if "new run" not in line]) <= 1
+    said = [line for line in err.splitlines() if "new run" not in line and "records are stored" not in line]
+    assert len(said) <= 1
 
 
 def test_an_interrupt_that_was_heard_inside_of_a_c_extension_is_still_exit_code_130(tmp_path):
