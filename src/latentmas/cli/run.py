@@ -157,9 +157,9 @@ def work(plan: Plan, console: Console) -> Summary:
         except LatentMASError:
             folder.withdraw()
             raise
+        started = time.monotonic()
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
-            started = time.monotonic()
             with (
                 executor(plan.grading.workers) as graders,
                 progress(console, total=total, finished=done, correct=folder.correct) as show,
