@@ -9,21 +9,22 @@ import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 
 from latentmas.cli import _options
 from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
-from latentmas.experiment import report, runner
+from latentmas.errors import LatentMASError, RunStoppedError
 from latentmas.experiment.config import RunConfig
-from latentmas.experiment.grading import Grading, executor
-from latentmas.experiment.manifest import RunIdentity
-from latentmas.experiment.stats import Summary, summarize
-from latentmas.experiment.store import RunFolder
-from latentmas.program import Program
-from latentmas.protocols import Backend, Method
-from latentmas.samples import Sample
+
+if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of it
+    from latentmas.experiment.grading import Grading
+    from latentmas.experiment.stats import Summary
+    from latentmas.experiment.store import RunFolder
+    from latentmas.program import Program
+    from latentmas.protocols import Backend, Method
+    from latentmas.samples import Sample
 
 INTERRUPTED: Final = 130
 FAILED: Final = 1
@@ -100,7 +101,7 @@ def command(**options: object) -> int:
     config = RunConfig.from_options(_options.explicit(options))
     try:
         with sigterm_interrupts(), warnings_shown(console):
-            from latentmas.experiment import compose
+            from latentmas.experiment import compose, report
 
             plan = compose.check(config)
             for remark in plan.remarks:
@@ -129,6 +130,11 @@ def work(plan: Plan, console: Console) -> Summary:
 
     An interrupt ends it after the summary of what is there so far was written, and is raised again.
     """
+    from latentmas.experiment import runner
+    from latentmas.experiment.grading import executor
+    from latentmas.experiment.manifest import RunIdentity
+    from latentmas.experiment.store import RunFolder
+
     config = plan.config
     identity = RunIdentity(
         config=config,
@@ -146,10 +152,14 @@ def work(plan: Plan, console: Console) -> Summary:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
-        experiment = plan.open()
+        try:
+            experiment = plan.open()
+        except LatentMASError:
+            folder.withdraw()
+            raise
+        started = time.monotonic()
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
-            started = time.monotonic()
             with (
                 executor(plan.grading.workers) as graders,
                 progress(console, total=total, finished=done, correct=folder.correct) as show,
@@ -164,8 +174,14 @@ def work(plan: Plan, console: Console) -> Summary:
                     seed=config.seed,
                     save_ids=config.save_ids,
                     withhold=plan.withhold,
+                    stops=not any(record.error is None for record in folder.records()),
                     on_record=lambda record: show(record.verdict),
                 )
+        except LatentMASError as error:
+            folder.withdraw()  # what mends it may be another option, or another text of a filter
+            if isinstance(error, RunStoppedError):
+                raise RunStoppedError(f"{error}; mend that, and the same command begins again") from error
+            raise
         except KeyboardInterrupt:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
             say(console, f"{folder.path}: {summary.n} of {total} records are stored")
@@ -186,6 +202,8 @@ def work(plan: Plan, console: Console) -> Summary:
 
 def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:
     """Return the numbers of all records, after they were written into the folder."""
+    from latentmas.experiment.stats import summarize
+
     summary = summarize(folder.records(), config=config, samples=total, wall_seconds=wall_seconds)
     folder.write_summary(summary)
     return summary

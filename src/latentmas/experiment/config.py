@@ -7,6 +7,7 @@ them, and resuming compares them. This is the only module that reads environment
 from __future__ import annotations
 
 import datetime
+import difflib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, final
+from typing import Annotated, Final, Literal, final, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -698,6 +699,26 @@ def flags() -> Iterator[tuple[str, Flag]]:
         yield name, flag
 
 
+def _nearest(name: str, given: object) -> str:
+    """Return a question that names the choice that was meant; empty where none is near."""
+    field = RunConfig.model_fields.get(name)
+    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    word = str(given).strip().lower().replace("-", "_")
+    word = _ALSO_CALLED.get(word, word)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_ALSO_CALLED: Final = {
+    **{"fp16": "float16", "half": "float16", "torch.float16": "float16"},
+    **{"bf16": "bfloat16", "torch.bfloat16": "bfloat16"},
+    **{"fp32": "float32", "float": "float32", "torch.float32": "float32"},
+    **{"fp64": "float64", "double": "float64", "torch.float64": "float64"},
+}
+"""Number formats under the names that others give them."""
+
+
 def _first_error(invalid: ValidationError) -> LatentMASError:
     first = invalid.errors(include_url=False)[0]
     reason = first.get("ctx", {}).get("error")
@@ -707,6 +728,9 @@ def _first_error(invalid: ValidationError) -> LatentMASError:
     match first["type"]:
         case "missing":
             return ConfigError(f"--{name} is missing; a run needs a method and a model")
+        case "literal_error":
+            expected = f"it should be {first['ctx']['expected']}"
+            return ConfigError(f"{name} is {first['input']!r}; {expected}{_nearest(name, first['input'])}")
         case "extra_forbidden":
             return ConfigError(f"{name!r} is no option of a run; `latentmas run --help` lists them")
         case _:

@@ -74,7 +74,7 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
         from latentmas.filters import Need, needs_of
         from latentmas.filters._registry import open_filter
 
-        grain = getattr(open_filter(spec), "grain", "token")
+        grain = _grain(config, spec)
         if Need.SENDER_ATTENTION in needs_of(open_filter(spec)) and (
             Capability.JOIN in needs or config.handover != "full"
         ):
@@ -85,11 +85,11 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
     if grain != "token" and config.handover != "full":
         raise ConfigError(
             f"--filter {config.filter} chooses for each {grain}, so that heads hold different slots, and --handover "
-            f"{config.handover} would leave them different numbers of slots; give --grain token"
+            f"{config.handover} would leave them different numbers of slots; {_coarser(config)}"
         )
     if grain != "token" and (config.show_heatmaps or config.show_heatmaps_singlelayer):
         raise ConfigError(
-            f"--filter {config.filter} chooses for each {grain}, which has no heatmap; give --grain token"
+            f"--filter {config.filter} chooses for each {grain}, which has no heatmap; {_coarser(config)}"
         )
     if config.model_name == SCRIPTED:
         pictures = config.show_heatmaps or config.show_heatmaps_singlelayer or config.save_embeddings
@@ -101,7 +101,40 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
         return
     from latentmas.backends.hf.load import check_handovers
 
-    check_handovers(load_options(config), turns=turns, fine=grain != "token", published=config.positions == "published")
+    check_handovers(
+        load_options(config),
+        turns=turns,
+        fine=_coarser(config) if grain != "token" else None,
+        published=config.positions == "published",
+    )
+
+
+def _grain(config: RunConfig, spec: KeepSpec) -> str:
+    """Return for what a filter chooses slots apart: what it says itself, else what it does where that matters."""
+    from latentmas.filters._registry import open_filter
+
+    filter_ = open_filter(spec)
+    if (said := getattr(filter_, "grain", None)) is not None:
+        return str(said)
+    if config.model_name == SCRIPTED or ":" not in spec.name:
+        return "token"
+    from latentmas.backends.hf.load import memory_shape
+    from latentmas.filters._trial import tried_grain
+
+    shape, windowed = memory_shape(load_options(config))
+    if config.handover == "full" and not (windowed or config.show_heatmaps or config.show_heatmaps_singlelayer):
+        return "token"  # nothing of this run asks how fine it chooses
+    found = tried_grain(filter_, shape)
+    return "token" if found is None else found.value
+
+
+def _coarser(config: RunConfig) -> str:
+    """Return how slots are chosen for all layers and heads at once."""
+    from latentmas.filters._registry import takes
+
+    if config.filter is None or takes(config.filter, "grain"):
+        return "give --grain token"
+    return "let its scores have the shape rows x slots, or use another filter"
 
 
 def _parameters(config: RunConfig) -> dict[str, str | int | float | bool]:

@@ -52,8 +52,12 @@ class RunFolder:
         resumes: The run was begun by an earlier session.
     """
 
-    def __init__(self, path: Path, identity: RunIdentity, *, lock: FileLock, manifest: Manifest | None) -> None:
+    def __init__(
+        self, path: Path, identity: RunIdentity, *, lock: FileLock, manifest: Manifest | None, is_new: bool = False
+    ) -> None:
         self.path = path
+        self._is_new = is_new
+        self._withdrawn = False
         self.resumes = manifest is not None
         self._identity = identity
         self._lock = lock
@@ -71,6 +75,7 @@ class RunFolder:
         Raises:
             RunFolderError: Another process has it, it holds another run, or its records are damaged.
         """
+        is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,7 +85,7 @@ class RunFolder:
         lock = _lock(path)
         try:
             manifest = read_manifest(path / "manifest.json")
-            folder = cls(path, identity, lock=lock, manifest=manifest)
+            folder = cls(path, identity, lock=lock, manifest=manifest, is_new=is_new)
             if manifest is None:
                 if folder.records_path.exists():
                     raise RunFolderError(f"{path} has records but no manifest.json; choose another --output_dir")
@@ -174,6 +179,17 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         replace_text(self.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
 
+    def withdraw(self) -> None:
+        """Forget what run this is, if nothing is stored of it: another may have the folder, which goes if it is new.
+
+        Does nothing to a run that an earlier session began and this one has not gone on with.
+        """
+        if self._finished or (self.resumes and self._descriptor is None):
+            return
+        for path in (self.path / "manifest.json", self.records_path):
+            path.unlink(missing_ok=True)
+        self._withdrawn = True
+
     def close(self) -> None:
         """Bring everything to the disk and let the folder go. May be called twice."""
         try:
@@ -188,6 +204,10 @@ class RunFolder:
         finally:
             if self._lock.is_locked:
                 _unlock(self.path, self._lock)
+                if self._withdrawn and self._is_new:
+                    with suppress(OSError):  # something else lies in it
+                        (self.path / ".lock").unlink(missing_ok=True)
+                        self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -23,8 +23,6 @@ from latentmas.protocols import Backend
 from latentmas.samples import Record, Verdict
 
 FULL: Final = "full"
-POSITIONS: Final = "true,rerotate,published"
-KEEPS: Final = "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,16 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Iterable
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Final
 
 import latentmas.filters
-from latentmas.errors import CapabilityError, ConfigError, UnknownNameError
-from latentmas.filters import Filter
+from latentmas.errors import CapabilityError, ConfigError, LatentMASError, UnknownNameError
+from latentmas.filters import Filter, Grain, Need
+from latentmas.plugins import load, one_line, plugins
 from latentmas.program import KeepSpec
 
 GROUP: Final = "latentmas.filters"
@@ -44,11 +46,26 @@ def open_filter(spec: KeepSpec) -> Filter:
         pass  # built without a signature that Python could tell
     try:
         found = build(**parameters)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"filter {spec.name!r} cannot be built: {error}") from error
+    except LatentMASError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"filter {spec.name!r} cannot be built: {one_line(error)}") from error
     if not callable(getattr(found, "score", None)):
         raise CapabilityError(f"{spec.name!r} is no filter: it has no method 'score'")
+    _check_claims(spec.name, getattr(found, "needs", ()), getattr(found, "grain", Grain.TOKEN))
     return found  # type: ignore[no-any-return]
+
+
+def _check_claims(name: str, needs: object, grain: object) -> None:
+    """Refuse a filter that asks for what nobody supplies: it would get None in its place."""
+    known = [need.value for need in Need]
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise ConfigError(f"filter {name!r} has needs {needs!r}; expected a set of some of: {', '.join(known)}")
+    for need in needs:
+        if need not in known:
+            raise UnknownNameError(f"need of filter {name!r}", str(need), known)
+    if grain not in (grains := [grain.value for grain in Grain]):
+        raise ConfigError(f"filter {name!r} has grain {grain!r}; expected one of {', '.join(grains)}")
 
 
 def source_digest(name: str) -> str:
@@ -72,9 +89,11 @@ def _builder(name: str) -> Any:
     if name in (own := _own()):
         return importlib.import_module(own[name]).build
     outside = _outside()
+    if name.endswith(".py"):
+        raise ConfigError(f"filter {name!r} is a file without a class; name both: {name}:CLASS")
     if name not in outside:
         raise UnknownNameError("filter", name, [*own, *outside])
-    return outside[name].load()
+    return load("filter", outside[name])
 
 
 @lru_cache(maxsize=64)
@@ -88,8 +107,8 @@ def _from_file(path: str, attribute: str) -> Any:
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path!r} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path!r} cannot be run: {one_line(error)}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UnknownNameError(f"filter in {path}", attribute, public)
@@ -106,4 +125,4 @@ def _own() -> dict[str, str]:
 
 
 def _outside() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return plugins(GROUP)
