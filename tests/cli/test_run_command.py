@@ -88,6 +88,8 @@ class ScriptedPlan:
     grading: Grading = field(default_factory=lambda: Grading(scorer=same))
     withhold: bool = False
     notes: Mapping[str, str | None] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    tied: bool = False
 
     @property
     def samples(self) -> tuple[Sample, ...]:

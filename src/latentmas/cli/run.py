@@ -58,6 +58,10 @@ class Plan(Protocol):
     @property
     def remarks(self) -> Sequence[str]: ...
     @property
+    def idle(self) -> frozenset[str]: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
@@ -136,12 +140,19 @@ def work(plan: Plan, console: Console) -> Summary:
         data_digest=plan.data_digest,
         sample_ids=tuple(sample.id for sample in plan.samples),
         date=plan.date,
+        samples=plan.samples,
+        idle=plan.idle,
+        tied=plan.tied,
+        filter_digest=plan.notes.get("filter_digest"),
     )
     with RunFolder.open(config.folder, identity) as folder:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
         say(console, f"{folder.path}: {state}")
+        _refuse_to_store_late(config, folder)
+        if config.retry_errors and not folder.retried:
+            say(console, "--retry_errors has no effect: no sample has ended with an error")
         if not waiting:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
@@ -182,6 +193,14 @@ def work(plan: Plan, console: Console) -> Summary:
     if summary.ungraded:
         say(console, f"{summary.ungraded} answers are not graded yet; `latentmas grade {config.folder}` does that")
     return summary
+
+
+def _refuse_to_store_late(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse switches that store more of samples than was stored when they were answered."""
+    if (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer) and folder.answered_ids:
+        from latentmas.experiment import artifacts
+
+        artifacts.check_stored(config, folder.answered_ids)
 
 
 def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:

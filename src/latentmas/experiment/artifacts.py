@@ -18,15 +18,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentmas.errors import CapabilityError, ConfigError, DataError, StoreError
+from latentmas.errors import CapabilityError, ConfigError, DataError, RunFolderError, StoreError
 from latentmas.experiment.atomic import replace_text, replacing
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.models import load_options
@@ -49,6 +51,8 @@ PARTS: Final[Mapping[str, str]] = {
     "thoughts": "[m, E] thoughts in the order of thinking, as they were fed back",
     "hidden": "[E] last hidden state of the turn, before alignment",
 }
+
+_LAYER: Final = re.compile(r"-layer[0-9]+\.png$")
 
 Floats = NDArray[np.float32]
 
@@ -206,6 +210,49 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
             f"--{options[0]} folds the hidden size {width} to the width of a head, {head}, which does not divide it; "
             "this model has no such picture"
         )
+
+
+def check_stored(config: RunConfig, answered: Collection[str]) -> None:
+    """Refuse to go on where pictures or embeddings of finished samples are asked for and were not stored.
+
+    Args:
+        answered: Ids of the samples that are finished without an error.
+
+    Raises:
+        RunFolderError: Some have none; they are made only while a sample is answered.
+    """
+    pictures, embeddings = (_names(config.folder / folder) for folder in ("heatmaps", "embeddings"))
+    stored = frozenset(embeddings)
+    without = dict.fromkeys(("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings"), 0)
+    for sample in answered:
+        name = sample_name(sample)
+        drawn = list(_beginning_with(f"{name}-", pictures))
+        layers = [_LAYER.search(picture) is not None for picture in drawn]
+        without["show_heatmaps"] += False not in layers
+        without["show_heatmaps_singlelayer"] += True not in layers
+        without["save_embeddings"] += f"{name}.json" not in stored
+    for option, count in without.items():
+        if getattr(config, option) and count:
+            raise RunFolderError(
+                f"{count} of the {len(answered)} samples that are done in {config.folder} were answered without "
+                f"--{option}, which stores something only while a sample is answered; leave it out, or choose another "
+                "--output_dir to answer all with it"
+            )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _beginning_with(prefix: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield the names that begin so; `names` is sorted."""
+    for name in islice(names, bisect_left(names, prefix), None):
+        if not name.startswith(prefix):
+            return
+        yield name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,10 @@ import json
 from collections.abc import Collection
 
 from latentmas.errors import CapabilityError, ConfigError
-from latentmas.experiment.config import RunConfig
+from latentmas.experiment.config import SINKS, RunConfig
 from latentmas.experiment.models import SCRIPTED, load_options
-from latentmas.program import Budget, KeepSpec, Protect, Unit
+from latentmas.program import Budget, Handover, KeepSpec, Program, Protect, Unit
 from latentmas.protocols import Capability
-
-SINKS = 4
-"""First slots a filter keeps unless told otherwise."""
 
 
 def filter_spec(config: RunConfig) -> KeepSpec | None:
@@ -37,6 +34,9 @@ def filter_spec(config: RunConfig) -> KeepSpec | None:
         )
     if config.filter is None:
         return None
+    from latentmas.filters._registry import source_digest
+
+    source = source_digest(config.filter)
     parameters = _parameters(config)
     return _opened(
         KeepSpec(
@@ -48,17 +48,29 @@ def filter_spec(config: RunConfig) -> KeepSpec | None:
                 newest=config.protect_newest,
                 thoughts=config.protect_thoughts is not False,
             ),
+            source=source,
         )
     )
 
 
-def notes(config: RunConfig) -> dict[str, str | None]:
-    """Return what a manifest must know: the code of a filter that does not come with an installed package."""
-    if config.filter is None or ":" not in config.filter:
-        return {}
-    from latentmas.filters._registry import source_digest
+def draws(config: RunConfig) -> bool:
+    """Return whether the filter of a run draws slots, or may: what a stranger's filter does, nobody knows."""
+    spec = filter_spec(config)
+    if spec is None or spec.source:
+        return spec is not None
+    from latentmas.filters import Need, needs_of
+    from latentmas.filters._registry import open_filter
 
-    return {"filter_digest": source_digest(config.filter)}
+    return Need.RANDOM in needs_of(open_filter(spec))
+
+
+def notes(program: Program) -> dict[str, str | None]:
+    """Return what a manifest must know: the code of a filter that does not come with an installed package.
+
+    It is that of the code that runs, whatever became of its file.
+    """
+    sources = [step.keep.source for step in program.flat() if isinstance(step, Handover) and step.keep.source]
+    return {"filter_digest": sources[0]} if sources else {}
 
 
 def check(config: RunConfig, needs: Collection[Capability]) -> None:

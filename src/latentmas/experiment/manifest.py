@@ -15,10 +15,15 @@ import latentmas
 from latentmas.errors import RunFolderError
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
+from latentmas.experiment.resolved import differing, places
+from latentmas.rows import data_digest
+from latentmas.samples import Sample
 
 MANIFEST_SCHEMA: Final = 1
 MUST_NOT_CHANGE: Final = ("model_fingerprint", "dtype", "attention", "alignment", "stop_tokens", "filter_digest")
 """Keys of `Backend.environment` in which a session must agree with the one that began the run."""
+MAY_CHANGE: Final = frozenset({*EXECUTION_FIELDS, "max_samples"})
+"""Options that a session stores of its own: how it works, and how far the run shall go."""
 
 Environment = Mapping[str, str | int | float | bool | None]
 
@@ -31,6 +36,10 @@ class RunIdentity:
         prompt_digest, data_digest: Change when any prompt or any sample does.
         sample_ids: Of all samples of the run, also those that are done.
         date: The day that prompts show; None where they show none.
+        samples: The samples themselves; without them a run cannot be seen to be the beginning of this one.
+        idle: Options that have no effect in this run, whatever they say.
+        tied: Ridge alignment is norm, because the model's two embeddings are one.
+        filter_digest: Of the code of a filter in a file; None without one.
     """
 
     config: RunConfig
@@ -38,6 +47,10 @@ class RunIdentity:
     data_digest: str
     sample_ids: tuple[str, ...]
     date: datetime.date | None = None
+    samples: tuple[Sample, ...] = ()
+    idle: frozenset[str] = frozenset()
+    tied: bool = False
+    filter_digest: str | None = None
 
 
 class Session(BaseModel):
@@ -64,7 +77,7 @@ class Session(BaseModel):
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             package_version=latentmas.__version__,
             commit=checkout_commit(),
-            options=config.model_dump(mode="json", include=set(EXECUTION_FIELDS)),
+            options=config.model_dump(mode="json", include=set(MAY_CHANGE)),
             environment=dict(environment),
         )
 
@@ -74,9 +87,11 @@ class Manifest(BaseModel):
 
     Attributes:
         created, package_version, commit, environment: Of the session that began the run.
+        samples, data_digest: Of the last session; a run may grow.
         date: The day that prompts show, however long the run takes; None where they show none.
-        config: All options of that session, defaults included.
+        config: All options of that session, defaults included; ``max_samples`` is that of the last one that grew it.
         resumed: The sessions that went on with it, oldest first.
+        places: Where what options name by a path was when the run began.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +108,7 @@ class Manifest(BaseModel):
     config: dict[str, JsonValue]
     environment: dict[str, str | int | float | bool | None]
     resumed: tuple[Session, ...] = ()
+    places: dict[str, str] = {}
 
     @classmethod
     def new(cls, identity: RunIdentity, environment: Environment) -> Manifest:
@@ -109,28 +125,70 @@ class Manifest(BaseModel):
             date=identity.date,
             config=config.model_dump(mode="json"),
             environment=session.environment,
+            places=places(config),
         )
 
-    def continued(self, config: RunConfig, environment: Environment) -> Manifest:
-        """Return the manifest with one more session."""
-        return self.model_copy(update={"resumed": (*self.resumed, Session.now(config, environment))})
+    def continued(self, identity: RunIdentity, environment: Environment) -> Manifest:
+        """Return the manifest with one more session, which may have more samples."""
+        update: dict[str, object] = {"resumed": (*self.resumed, Session.now(identity.config, environment))}
+        if len(identity.sample_ids) > self.samples:
+            update |= {
+                "samples": len(identity.sample_ids),
+                "data_digest": identity.data_digest,
+                "config": {**self.config, "max_samples": identity.config.max_samples},
+            }
+        return self.model_copy(update=update)
 
     def difference(self, identity: RunIdentity) -> str | None:
-        """Return the first thing in which `identity` is not this run; None where it is the same.
+        """Return the first thing in which `identity` is not this run, nor more of it; None where it is.
 
-        An option this manifest does not know yet counts as its default. What counts of ``--date`` is the day shown.
+        Options count as what they resolve to; what counts of ``--date`` is the day shown.
         """
-        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
-        for name, value in identity.config.identity().items():
-            if name != "date" and (stored := self.config.get(name, defaults[name])) != value:
-                return f"{name} was {stored!r} and is now {value!r}"
+        for name, stored, value in differing(
+            self.config,
+            identity.config,
+            idle=identity.idle,
+            tied=identity.tied,
+            before_places=self.places,
+            environment=self.environment,
+        ):
+            return f"{name} was {stored!r} and is now {value!r}"
         if self.date is not None and identity.date not in (None, self.date):
             return f"its prompts say that it is {self.date}, and now they would say {identity.date} (--date)"
-        if (stored := self.prompt_digest) != (now := identity.prompt_digest):
-            return f"prompt_digest was {stored[:12]} and is now {now[:12]} (prompts have changed)"
-        if (stored := self.data_digest) != (now := identity.data_digest):
-            return f"data_digest was {stored[:12]} and is now {now[:12]} (the data has changed)"
+        if self.prompt_digest != identity.prompt_digest:
+            what = _changed("prompt_digest", self.prompt_digest, identity.prompt_digest, "prompts have changed")
+            return what + self._elsewhere("team", identity)
+        if (sentence := self._other_samples(identity)) is not None:
+            return sentence
+        stored_filter = self.environment.get("filter_digest")
+        if isinstance(stored_filter, str) and stored_filter != identity.filter_digest is not None:
+            return (
+                f"the file of --filter {identity.config.filter} has changed: filter_digest was {stored_filter} and is "
+                f"now {identity.filter_digest}"
+            )
         return None
+
+    def _other_samples(self, identity: RunIdentity) -> str | None:
+        """Return how the samples are not those of this run, nor those and more; None where they are."""
+        had, has = self.samples, len(identity.sample_ids)
+        asked = identity.config.max_samples
+        if has < had and asked != -1:
+            return f"it has {had} samples, and --max_samples {asked} asks for fewer; give --max_samples {had} or more"
+        begins = has > had and bool(identity.samples) and data_digest(identity.samples[:had]) == self.data_digest
+        if not begins and self.data_digest != identity.data_digest:
+            what = _changed("data_digest", self.data_digest, identity.data_digest, "the data has changed")
+            return what + self._elsewhere("dataset", identity)
+        if begins and identity.config.control == "other_question":
+            return (
+                f"--control other_question gives each of its {had} samples the memory of another one of them, so that "
+                f"it cannot grow to {has}"
+            )
+        return None
+
+    def _elsewhere(self, option: str, identity: RunIdentity) -> str:
+        """Return that an option names another file than it did; empty where it does not."""
+        stored, now = self.config.get(option), identity.config.identity()[option]
+        return f"; {option} was {stored!r} and is now {now!r}" if stored != now else ""
 
     def write(self, path: Path) -> None:
         replace_text(path, self.model_dump_json(indent=2) + "\n")
@@ -165,6 +223,10 @@ def stored_date(folder: Path) -> datetime.date | None:
     except RunFolderError:
         return None
     return None if manifest is None else manifest.date
+
+
+def _changed(name: str, before: str, now: str, why: str) -> str:
+    return f"{name} was {before[:12]} and is now {now[:12]} ({why})"
 
 
 def why_unreadable(invalid: ValidationError, kind: str, schema: int) -> str:

@@ -147,6 +147,10 @@ def sweep(
                 data_digest=plan.data_digest,
                 sample_ids=tuple(sample.id for sample in plan.samples),
                 date=plan.date,
+                samples=plan.samples,
+                idle=plan.idle,
+                tied=plan.tied,
+                filter_digest=plan.notes.get("filter_digest"),
             )
             with RunFolder.open(plan.config.folder, identity) as store:
                 for record in store.records():

@@ -70,6 +70,19 @@ class ChatCodec:
         return self.date if self.tokenizer.chat_template and self._template.prints_date() else None
 
     @property
+    def has_template(self) -> bool:
+        """Whether chats are shown as the model was taught; without a template they are plain text."""
+        return bool(self.tokenizer.chat_template)
+
+    def heeds_thinking(self) -> bool:
+        """Whether chats show if thinking is enabled.
+
+        Raises:
+            ConfigError: The chat template cannot be used at all.
+        """
+        return self.has_template and self._template.heeds_thinking()
+
+    @property
     def kept(self) -> dict[int, str]:
         """The special tokens that stay in a text, by their id: they mark where thinking begins and ends."""
         return {number: text for number, text in self._special.items() if text in KEPT}

@@ -103,6 +103,19 @@ class ChatTemplate:
         chats = ((user,), (Message("system", _SYSTEM), user))
         return any(len({self._on(day).render(chat) for day in _SOME_DAYS}) > 1 for chat in chats)
 
+    def heeds_thinking(self) -> bool:
+        """Whether a chat shows if thinking is enabled.
+
+        Raises:
+            ConfigError: The template cannot be used at all.
+        """
+        user = Message("user", _USER)
+        chats = ((user,), (Message("system", _SYSTEM), user))
+        switched = [
+            ChatTemplate(self._tokenizer, date=self._date, enable_thinking=enabled) for enabled in (True, False)
+        ]
+        return any(len({template.render(chat) for template in switched}) > 1 for chat in chats)
+
     def leaves_out_end(self) -> bool:
         """Whether the template puts an end of text behind the place where the reply begins, which is left out.
 
