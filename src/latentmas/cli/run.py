@@ -15,6 +15,7 @@ from rich.console import Console
 
 from latentmas.cli import _options
 from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.errors import RunFolderError
 from latentmas.experiment import report, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading, executor
@@ -107,12 +108,12 @@ def command(**options: object) -> int:
             from latentmas.experiment import compose
 
             plan = compose.check(config)
-            for remark in plan.remarks:
-                say(console, remark)
             if plan.config.dry_run:
+                for remark in plan.remarks:
+                    say(console, remark)
                 print(f"{plan.first_program().describe()}\n{plan.counts()}")
                 return 0
-            summary = work(plan, console)
+            summary = work(plan, console, plan.remarks)
     except KeyboardInterrupt:
         say(console, "interrupted; nothing that was stored is lost, and the same command goes on")
         return INTERRUPTED
@@ -128,10 +129,13 @@ command.__annotations__ = {
 }
 
 
-def work(plan: Plan, console: Console) -> Summary:
+def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
     """Run what is left of a checked plan and return the numbers of the whole run; says on `console` how it goes.
 
     An interrupt ends it after the summary of what is there so far was written, and is raised again.
+
+    Args:
+        remarks: Said once it is certain that the run can be done.
     """
     config = plan.config
     identity = RunIdentity(
@@ -149,8 +153,14 @@ def work(plan: Plan, console: Console) -> Summary:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
+        late = _stored_too_late(config, folder)
+        if late and not waiting:
+            raise RunFolderError(f"{folder.path}: {late[0]}; leave it out, or choose another --output_dir")
         say(console, f"{folder.path}: {state}")
-        _refuse_to_store_late(config, folder)
+        for remark in remarks:
+            say(console, remark)
+        for sentence in late:
+            say(console, f"{sentence}; they stay as they are, and another --output_dir would answer all with it")
         if config.retry_errors and not folder.retried:
             say(console, "--retry_errors has no effect: no sample has ended with an error")
         if not waiting:
@@ -195,12 +205,13 @@ def work(plan: Plan, console: Console) -> Summary:
     return summary
 
 
-def _refuse_to_store_late(config: RunConfig, folder: RunFolder) -> None:
-    """Refuse switches that store more of samples than was stored when they were answered."""
-    if (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer) and folder.answered_ids:
-        from latentmas.experiment import artifacts
+def _stored_too_late(config: RunConfig, folder: RunFolder) -> tuple[str, ...]:
+    """Return what switches store of samples and did not when those were answered, in sentences."""
+    if not (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer):
+        return ()
+    from latentmas.experiment import artifacts
 
-        artifacts.check_stored(config, folder.answered_ids)
+    return artifacts.unstored(config, folder.answered_ids)
 
 
 def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:

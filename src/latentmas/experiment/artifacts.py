@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from latentmas.errors import CapabilityError, ConfigError, DataError, RunFolderError, StoreError
+from latentmas.errors import CapabilityError, ConfigError, DataError, StoreError
 from latentmas.experiment.atomic import replace_text, replacing
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.models import load_options
@@ -52,6 +52,7 @@ PARTS: Final[Mapping[str, str]] = {
     "hidden": "[E] last hidden state of the turn, before alignment",
 }
 
+SWITCHES: Final = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
 _LAYER: Final = re.compile(r"-layer[0-9]+\.png$")
 
 Floats = NDArray[np.float32]
@@ -193,7 +194,7 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
         ConfigError: The method hands nothing over.
         CapabilityError: A prompt cannot be compared with this model's keys.
     """
-    options = [name for name in ("show_heatmaps", "show_heatmaps_singlelayer") if getattr(config, name)]
+    options = [name for name in SWITCHES[:2] if getattr(config, name)]
     if not options:
         return
     if not any(isinstance(step, Handover) for step in next(method.solve(sample)).flat()):
@@ -212,32 +213,28 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
         )
 
 
-def check_stored(config: RunConfig, answered: Collection[str]) -> None:
-    """Refuse to go on where pictures or embeddings of finished samples are asked for and were not stored.
+def unstored(config: RunConfig, answered: Collection[str]) -> tuple[str, ...]:
+    """Return which pictures or embeddings that are asked for now were not stored of finished samples, in sentences.
+
+    They are made only while a sample is answered.
 
     Args:
         answered: Ids of the samples that are finished without an error.
-
-    Raises:
-        RunFolderError: Some have none; they are made only while a sample is answered.
     """
-    pictures, embeddings = (_names(config.folder / folder) for folder in ("heatmaps", "embeddings"))
-    stored = frozenset(embeddings)
-    without = dict.fromkeys(("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings"), 0)
+    pictures, stored = _names(config.folder / "heatmaps"), frozenset(_names(config.folder / "embeddings"))
+    without = dict.fromkeys(SWITCHES, 0)
     for sample in answered:
         name = sample_name(sample)
-        drawn = list(_beginning_with(f"{name}-", pictures))
-        layers = [_LAYER.search(picture) is not None for picture in drawn]
+        layers = {_LAYER.search(picture) is not None for picture in _beginning_with(f"{name}-", pictures)}
         without["show_heatmaps"] += False not in layers
         without["show_heatmaps_singlelayer"] += True not in layers
         without["save_embeddings"] += f"{name}.json" not in stored
-    for option, count in without.items():
-        if getattr(config, option) and count:
-            raise RunFolderError(
-                f"{count} of the {len(answered)} samples that are done in {config.folder} were answered without "
-                f"--{option}, which stores something only while a sample is answered; leave it out, or choose another "
-                "--output_dir to answer all with it"
-            )
+    return tuple(
+        f"{without[option]} of {len(answered)} finished samples were answered without --{option}, which stores "
+        "something only while a sample is answered"
+        for option in SWITCHES
+        if getattr(config, option) and without[option]
+    )
 
 
 def _names(folder: Path) -> list[str]:

@@ -140,10 +140,36 @@ class Manifest(BaseModel):
         return self.model_copy(update=update)
 
     def difference(self, identity: RunIdentity) -> str | None:
-        """Return the first thing in which `identity` is not this run, nor more of it; None where it is.
+        """Return why `identity` is not this run, nor more of it, and what to do; None where it is.
 
-        Options count as what they resolve to; what counts of ``--date`` is the day shown.
+        It is the first reason, said of the folder. Options count as what they resolve to; what counts of ``--date`` is
+        the day shown.
         """
+        if (change := self._change(identity)) is not None:
+            return (
+                f"holds another run: {change}; choose another --output_dir, or repeat the command of that run to go on "
+                "with it"
+            )
+        had, has = self.samples, len(identity.sample_ids)
+        if has < had:
+            return (
+                f"has {had} samples, and --max_samples {identity.config.max_samples} asks for fewer; give "
+                f"--max_samples {had} or more, since a run may grow and never loses samples, or choose another --output_dir"
+            )
+        if has > had and identity.config.control == "other_question":
+            return (
+                f"has {had} samples, each of which --control other_question gave the memory of another one of them, so "
+                f"it cannot grow to {has}; choose another --output_dir, or give --max_samples {had}"
+            )
+        stored, now = self.environment.get("filter_digest"), identity.filter_digest
+        if now is not None and stored not in (None, now):
+            return (
+                f"was begun with another content of the file of --filter {identity.config.filter} (filter_digest was "
+                f"{stored} and is now {now}); restore the file, or choose another --output_dir"
+            )
+        return None
+
+    def _change(self, identity: RunIdentity) -> str | None:
         for name, stored, value in differing(
             self.config,
             identity.config,
@@ -158,32 +184,17 @@ class Manifest(BaseModel):
         if self.prompt_digest != identity.prompt_digest:
             what = _changed("prompt_digest", self.prompt_digest, identity.prompt_digest, "prompts have changed")
             return what + self._elsewhere("team", identity)
-        if (sentence := self._other_samples(identity)) is not None:
-            return sentence
-        stored_filter = self.environment.get("filter_digest")
-        if isinstance(stored_filter, str) and stored_filter != identity.filter_digest is not None:
-            return (
-                f"the file of --filter {identity.config.filter} has changed: filter_digest was {stored_filter} and is "
-                f"now {identity.filter_digest}"
-            )
-        return None
-
-    def _other_samples(self, identity: RunIdentity) -> str | None:
-        """Return how the samples are not those of this run, nor those and more; None where they are."""
-        had, has = self.samples, len(identity.sample_ids)
-        asked = identity.config.max_samples
-        if has < had and asked != -1:
-            return f"it has {had} samples, and --max_samples {asked} asks for fewer; give --max_samples {had} or more"
-        begins = has > had and bool(identity.samples) and data_digest(identity.samples[:had]) == self.data_digest
-        if not begins and self.data_digest != identity.data_digest:
+        if self.data_digest != identity.data_digest and not self._begins(identity):
             what = _changed("data_digest", self.data_digest, identity.data_digest, "the data has changed")
             return what + self._elsewhere("dataset", identity)
-        if begins and identity.config.control == "other_question":
-            return (
-                f"--control other_question gives each of its {had} samples the memory of another one of them, so that "
-                f"it cannot grow to {has}"
-            )
         return None
+
+    def _begins(self, identity: RunIdentity) -> bool:
+        """Return whether one of the two has the samples of the other first, and then more, as far as can be seen."""
+        had, has = self.samples, len(identity.sample_ids)
+        if has < had:  # which of more samples were the first ones, a digest does not say
+            return identity.config.max_samples != -1
+        return data_digest(identity.samples[:had]) == self.data_digest
 
     def _elsewhere(self, option: str, identity: RunIdentity) -> str:
         """Return that an option names another file than it did; empty where it does not."""

@@ -90,10 +90,7 @@ class RunFolder:
                 if folder.records_path.exists():
                     raise RunFolderError(f"{path} has records but no manifest.json; choose another --output_dir")
             elif change := manifest.difference(identity):
-                raise RunFolderError(
-                    f"{path} holds another run: {change}; choose another --output_dir, or repeat its "
-                    "first command to go on with it"
-                )
+                raise RunFolderError(f"{path} {change}")
             folder._scan()
         except BaseException as error:
             _unlock(path, lock)
