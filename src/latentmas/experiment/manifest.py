@@ -154,7 +154,7 @@ class Manifest(BaseModel):
         if has < had:
             return (
                 f"has {had} samples, and --max_samples {identity.config.max_samples} asks for fewer; give "
-                f"--max_samples {had} or more, since a run may grow and never loses samples, or choose another --output_dir"
+                f"--max_samples {had} or more (a run may grow and loses nothing), or choose another --output_dir"
             )
         if has > had and identity.config.control == "other_question":
             return (
