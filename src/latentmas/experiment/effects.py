@@ -201,6 +201,9 @@ def _of_memory(config: RunConfig, situation: Situation) -> Iterator[Idle]:
     yield from _of_thoughts(config, situation)
     if not any(situation.graph.heard_by(agent.name) for agent in situation.graph.agents[:-1]):
         yield Idle(("handover_at", "filter_at"), "all hand-overs of this team are to the agent that answers")
+        if config.handover == "last_agent":
+            reason = "whoever hands over in this team has heard nobody, so all of its memory is its own"
+            yield Idle(("handover",), reason, at_any_value=False)
     if config.handover == "full":
         yield Idle(("handover_at",), "--handover full cuts nothing")
         if config.filter is None and not config.knn_filter:

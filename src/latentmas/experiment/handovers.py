@@ -104,9 +104,12 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
             f"--filter {config.filter} chooses for each {grain}, which has no heatmap; give --grain token"
         )
     if config.model_name == SCRIPTED:
-        pictures = config.show_heatmaps or config.show_heatmaps_singlelayer or config.save_embeddings
-        if Capability.HANDOVER_FILTER in needs or pictures:
-            raise CapabilityError(f"the backend {SCRIPTED!r} has no keys to look at; choose a model")
+        pictures = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
+        asked = [f" for --{name}" for name in pictures if getattr(config, name)]
+        if Capability.HANDOVER_FILTER in needs or asked:
+            raise CapabilityError(
+                f"the backend {SCRIPTED!r} has no keys to look at{''.join(asked[:1])}; choose a model"
+            )
         return
     turns = Capability.JOIN in needs or config.positions == "rerotate"
     if not (turns or grain != "token" or config.positions == "published"):
