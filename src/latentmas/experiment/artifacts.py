@@ -240,7 +240,7 @@ def unstored(config: RunConfig, answered: Collection[str]) -> tuple[str, ...]:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
