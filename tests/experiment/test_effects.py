@@ -32,7 +32,6 @@ HAS_AN_EFFECT: Mapping[str, str] = {
     "method": "always",
     "model_name": "always",
     "task": "always",
-    "max_samples": "always",
     "prompt": "always: one agent alone has a prompt of the set, too",
     "max_new_tokens": "always",
     "temperature": "always",
@@ -48,6 +47,7 @@ HAS_AN_EFFECT: Mapping[str, str] = {
 
 # An option, the words that give it, what else is said, and the reason that is told.
 TOLD = [
+    ("max_samples", "--max_samples 1001", "", "no more than 1000 samples"),
     ("topology", "--topology parallel", "--method baseline", "one agent alone"),
     ("topology", "--topology chain", "--team two.yaml", "a team of two is the same either way"),
     ("branch_order", "--branch_order shuffled", "", "side by side"),
@@ -277,6 +277,10 @@ def test_a_template_that_heeds_thinking_is_not_told_and_one_that_opens_each_repl
 ) -> None:
     heeds = TURNS + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     assert told_of(folder_with(model_folder, tmp_path / "heeds", heeds), enable_thinking=True) == ()
+    assert compose.check(RunConfig.from_options({**LATENT, "model_name": str(tmp_path / "heeds")})).meaning.unsaid == {
+        "enable_thinking": True,
+        "grain": None,
+    }
     opens = folder_with(model_folder, tmp_path / "opens", TURNS + "<think>\n")
     assert told_of(opens, think=True) == (
         "--think has no effect: the chat template starts each reply with a thought itself",
@@ -341,6 +345,11 @@ def test_a_team_refuses_what_was_given_as_a_run_does() -> None:
         Team("tiny", options={"seed": 3})
 
 
+def test_a_team_is_wired_once() -> None:
+    with pytest.raises(ConfigError, match="graph says who hears whom, and so does the option 'topology'"):
+        Team("tiny", graph=chain(), options={"topology": "parallel"})
+
+
 @pytest.mark.parametrize("option", [{"save_ids": True}, {"max_samples": 3}, {"dry_run": True}, {"code_exec": "off"}])
 def test_a_team_refuses_options_of_a_run(option: dict[str, object]) -> None:
     with pytest.raises(LatentMASError, match="is an option of `latentmas run` and means nothing to a Team"):
@@ -354,6 +363,9 @@ def test_a_team_says_once_what_has_no_effect(caplog: pytest.LogCaptureFixture) -
             "--latent_steps has no effect: baseline is one agent alone",
             "--top_p has no effect: temperature 0 is greedy",
         ]
+        caplog.clear()
+        Team("scripted", method="baseline", graph=chain())
+        assert [record.message for record in caplog.records] == ["graph has no effect: baseline is one agent alone"]
         caplog.clear()
         Team("scripted", latent_steps=3)
     assert caplog.records == []

@@ -18,6 +18,7 @@ from latentmas.errors import RunFolderError, StoreError
 from latentmas.experiment.atomic import replacing
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, read_manifest
+from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import summarize
 from latentmas.experiment.store import RunFolder, read_records
 from latentmas.rows import data_digest
@@ -483,9 +484,28 @@ def test_what_resolves_to_something_else_is_refused_by_name(tmp_path, first, the
 def test_an_option_without_effect_may_change_and_others_may_not(folder):
     plain, other = identity(), identity(top_p=0.5, latent_steps=3)
     known = {name: getattr(plain, name) for name in ("prompt_digest", "data_digest", "sample_ids")}
-    RunFolder.open(folder, RunIdentity(config=other.config, **known, idle=frozenset({"top_p", "latent_steps"}))).close()
+    RunFolder.open(
+        folder, RunIdentity(config=other.config, **known, meaning=Meaning(idle=frozenset({"top_p", "latent_steps"})))
+    ).close()
     with pytest.raises(RunFolderError, match=r"top_p was 0\.95 and is now 0\.5"):
-        RunFolder.open(folder, RunIdentity(config=other.config, **known, idle=frozenset({"latent_steps"})))
+        RunFolder.open(
+            folder, RunIdentity(config=other.config, **known, meaning=Meaning(idle=frozenset({"latent_steps"})))
+        )
+
+
+def test_what_a_model_or_a_filter_decides_may_be_spelled_out(tmp_path):
+    meaning = Meaning(unsaid={"enable_thinking": True, "grain": "head"}, tied=True)
+    with RunFolder.open(tmp_path / "run", identity(filter="receiver")) as run:
+        run.begin(ENVIRONMENT)
+    same = identity(filter="receiver", enable_thinking=True, grain="head", alignment="ridge")
+    RunFolder.open(tmp_path / "run", replace(same, meaning=meaning)).close()
+    for option, words in (
+        ({"enable_thinking": False}, "enable_thinking was True and is now False"),
+        ({"grain": "token"}, "grain was 'head' and is now 'token'"),
+    ):
+        other = replace(identity(filter="receiver", **option), meaning=meaning)
+        with pytest.raises(RunFolderError, match=words):
+            RunFolder.open(tmp_path / "run", other)
 
 
 def test_a_path_is_compared_by_where_it_leads_from_wherever_the_run_goes_on(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from latentmas.experiment import report, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading, executor
 from latentmas.experiment.manifest import RunIdentity
+from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import Summary, summarize
 from latentmas.experiment.store import RunFolder
 from latentmas.program import Program
@@ -59,9 +60,7 @@ class Plan(Protocol):
     @property
     def remarks(self) -> Sequence[str]: ...
     @property
-    def idle(self) -> frozenset[str]: ...
-    @property
-    def tied(self) -> bool: ...
+    def meaning(self) -> Meaning: ...
     @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
@@ -145,8 +144,7 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
         sample_ids=tuple(sample.id for sample in plan.samples),
         date=plan.date,
         samples=plan.samples,
-        idle=plan.idle,
-        tied=plan.tied,
+        meaning=plan.meaning,
         filter_digest=plan.notes.get("filter_digest"),
     )
     with RunFolder.open(config.folder, identity) as folder:

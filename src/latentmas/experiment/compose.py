@@ -28,6 +28,7 @@ from latentmas.experiment.effects import Situation
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.manifest import stored_date
 from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
+from latentmas.experiment.resolved import Meaning
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
@@ -108,14 +109,13 @@ class Plan:
         )
 
     @property
-    def idle(self) -> frozenset[str]:
-        """Options that have no effect in this run, whatever they say."""
-        return effects.idle_names(self.config, self.situation)
-
-    @property
-    def tied(self) -> bool:
-        """Ridge alignment was chosen and is norm, because the model's two embeddings are one."""
-        return self.situation.tied
+    def meaning(self) -> Meaning:
+        """What options come to in this run."""
+        return Meaning(
+            idle=effects.idle_names(self.config, self.situation),
+            unsaid={"enable_thinking": self.situation.thinks_unless_told, "grain": handovers.grain(self.config)},
+            tied=self.situation.tied,
+        )
 
     @property
     def date(self) -> datetime.date | None:
@@ -227,6 +227,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         graph=graph,
         program=next(method.solve(samples[0])),
         draws=handovers.draws(config),
+        samples=len(samples),
         confined_by=grading.notes.get("code_exec"),
         recommended=frozenset(recommended),
     )

@@ -66,6 +66,8 @@ OF_A_RUN: Final = (
 )
 """Options that a team in Python has no use for: it has no data, no folder and no grades."""
 
+NO_TEMPLATE: Final = "the model has no chat template: prompts are plain text, a line 'Question: ...' and then 'Answer:'"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
@@ -74,12 +76,14 @@ class Situation:
     Attributes:
         task: None outside of a run.
         program: The first one of the first sample.
+        samples: How many samples a run has.
         draws: Its filter draws slots at random, or may.
         scripted, local: The model is the backend without one; it is no model of the hub.
         brings_code: The model may come with Python code.
         tied: Input and output embedding of the model are one matrix.
         has_template: The tokenizer has a chat template.
         thinking_matters: The chat template shows whether thinking is enabled.
+        thinks_unless_told: What the chat template shows of that where nothing is said; None where that is neither.
         opens_thought: The chat template starts every reply with a thought, so nobody else does.
         confined_by: How code is confined; None where none is run.
         recommended: Options of sampling for which the model folder has a value.
@@ -88,6 +92,7 @@ class Situation:
     task: Task | None
     graph: AgentGraph
     program: Program
+    samples: int | None = None
     draws: bool = False
     scripted: bool = False
     local: bool = False
@@ -95,6 +100,7 @@ class Situation:
     tied: bool = False
     has_template: bool = True
     thinking_matters: bool = True
+    thinks_unless_told: bool | None = None
     opens_thought: bool = False
     confined_by: str | None = None
     recommended: frozenset[str] = frozenset()
@@ -134,11 +140,7 @@ def remarks(config: RunConfig, situation: Situation) -> tuple[str, ...]:
         told.update(given)
         if given:
             sentences.append(f"{_listed(given)} {'has' if len(given) == 1 else 'have'} no effect: {idle.reason}")
-    if not situation.has_template:
-        sentences.append(
-            "the model has no chat template: prompts are plain text, a line 'Question: ...' and then 'Answer:'"
-        )
-    return tuple(sentences)
+    return (*sentences, *([] if situation.has_template else [NO_TEMPLATE]))
 
 
 def idle_names(config: RunConfig, situation: Situation) -> frozenset[str]:
@@ -160,6 +162,9 @@ def refuse_for_team(config: RunConfig) -> None:
 
 def idle_options(config: RunConfig, situation: Situation) -> Iterator[Idle]:
     """Yield the options that have no effect in a run, given or not; what is more to the point comes first."""
+    if situation.samples is not None and config.max_samples > situation.samples:
+        reason = f"there are no more than {situation.samples} samples"
+        yield Idle(("max_samples",), reason, at_any_value=False)
     yield from _of_agents(config, situation)
     if config.method == "latent_mas":
         yield from _of_memory(config, situation)

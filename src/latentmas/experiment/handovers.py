@@ -53,6 +53,18 @@ def filter_spec(config: RunConfig) -> KeepSpec | None:
     )
 
 
+def grain(config: RunConfig) -> str | None:
+    """Return what the filter of a run chooses for; None where it has no choice."""
+    if (spec := filter_spec(config)) is None:
+        return None
+    from latentmas.filters._registry import open_filter, takes
+
+    if not takes(spec.name, "grain"):
+        return None
+    found = getattr(open_filter(spec), "grain", None)
+    return None if found is None else str(found)
+
+
 def draws(config: RunConfig) -> bool:
     """Return whether the filter of a run draws slots, or may: what a stranger's filter does, nobody knows."""
     spec = filter_spec(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,7 +15,7 @@ import latentmas
 from latentmas.errors import RunFolderError
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
-from latentmas.experiment.resolved import differing, places
+from latentmas.experiment.resolved import Meaning, differing, places
 from latentmas.rows import data_digest
 from latentmas.samples import Sample
 
@@ -37,8 +37,7 @@ class RunIdentity:
         sample_ids: Of all samples of the run, also those that are done.
         date: The day that prompts show; None where they show none.
         samples: The samples themselves; without them a run cannot be seen to be the beginning of this one.
-        idle: Options that have no effect in this run, whatever they say.
-        tied: Ridge alignment is norm, because the model's two embeddings are one.
+        meaning: What options come to in this run.
         filter_digest: Of the code of a filter in a file; None without one.
     """
 
@@ -48,8 +47,7 @@ class RunIdentity:
     sample_ids: tuple[str, ...]
     date: datetime.date | None = None
     samples: tuple[Sample, ...] = ()
-    idle: frozenset[str] = frozenset()
-    tied: bool = False
+    meaning: Meaning = field(default_factory=Meaning)
     filter_digest: str | None = None
 
 
@@ -173,8 +171,7 @@ class Manifest(BaseModel):
         for name, stored, value in differing(
             self.config,
             identity.config,
-            idle=identity.idle,
-            tied=identity.tied,
+            identity.meaning,
             before_places=self.places,
             environment=self.environment,
         ):

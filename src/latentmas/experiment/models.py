@@ -95,7 +95,8 @@ def looked_at(situation: Situation, config: RunConfig, codec: Codec) -> Situatio
         brings_code=not (config.model_name == EMBEDDED or is_file),
         tied=config.alignment_name == "ridge" and _is_tied(config),
         has_template=codec.has_template,
-        thinking_matters=codec.heeds_thinking(),
+        thinking_matters=(thinking := codec.thinking()).matters,
+        thinks_unless_told=thinking.unless_told,
         opens_thought=opens,
     )
 

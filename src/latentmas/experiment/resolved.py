@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,21 @@ _SEEN_WHEN_LOADED: Final = {"dtype": "dtype", "attn_implementation": "attention"
 _KNN: Final = ("knn_filter", "knn_percentage", "knn_min_keep", "knn_strategy")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What options come to in a run, with its model and its task, beyond what they say.
+
+    Attributes:
+        idle: Options that have no effect in it, whatever they say.
+        unsaid: What an option does that has no value, where the model or a filter decides that.
+        tied: Ridge alignment is norm, because the model's two embeddings are one.
+    """
+
+    idle: frozenset[str] = frozenset()
+    unsaid: Mapping[str, JsonValue] = field(default_factory=dict)
+    tied: bool = False
+
+
 def places(config: RunConfig) -> dict[str, str]:
     """Return the absolute paths of what options name by a path, without symbolic links."""
     named = {name: str(getattr(config, name)) for name in PLACES if getattr(config, name) is not None}
@@ -37,9 +53,8 @@ def places(config: RunConfig) -> dict[str, str]:
 def differing(
     before: Options,
     now: RunConfig,
+    meaning: Meaning,
     *,
-    idle: frozenset[str],
-    tied: bool,
     before_places: Mapping[str, str],
     environment: Environment,
 ) -> Iterator[tuple[str, JsonValue, JsonValue]]:
@@ -47,8 +62,6 @@ def differing(
 
     Args:
         before: The options of the run as they were stored; one that is missing counts as its default.
-        idle: Options that have no effect in this run, whatever they say.
-        tied: Ridge alignment is norm, because the model's two embeddings are one.
         before_places: As `places` gave them then.
         environment: Of the backend that began the run; what ``auto`` became. What it becomes now is compared when
             the model is loaded.
@@ -57,10 +70,10 @@ def differing(
     raw_now = now.identity()
     raw_before = {name: before.get(name, defaults[name]) for name in raw_now}
     one_form = raw_before["knn_filter"] == raw_now["knn_filter"]
-    then, value_now = (_resolved(raw, tied=tied, as_filter=not one_form) for raw in (raw_before, raw_now))
+    then, value_now = (_resolved(raw, meaning, as_filter=not one_form) for raw in (raw_before, raw_now))
     here = places(now)
     for name, value in value_now.items():
-        if name in idle or name in _BY_DIGEST | _BY_VALUES or then[name] == value:
+        if name in meaning.idle or name in _BY_DIGEST | _BY_VALUES or then[name] == value:
             continue
         if name in PLACES and name in here and here[name] == before_places.get(name, _place(then[name])):
             continue
@@ -71,15 +84,15 @@ def differing(
         yield name, then[name], value
 
 
-def _resolved(values: Options, *, tied: bool, as_filter: bool) -> dict[str, JsonValue]:
+def _resolved(values: Options, meaning: Meaning, *, as_filter: bool) -> dict[str, JsonValue]:
     """Return options with each thing said in one way.
 
     Args:
         as_filter: Say what ``--knn_filter`` is in the options of ``--filter``.
     """
-    found = dict(values)
+    found = {name: meaning.unsaid.get(name) if value is None else value for name, value in values.items()}
     found["alignment"] = values["alignment"] or ("ridge" if values["latent_space_realign"] else "norm")
-    if tied and found["alignment"] == "ridge":
+    if meaning.tied and found["alignment"] == "ridge":
         found["alignment"] = "norm"
     found["revision"] = values["revision"] or "main"
     sinks, thoughts = values["protect_sinks"], values["protect_thoughts"]

@@ -94,6 +94,8 @@ class Team:
             given.setdefault("temperature", 0.0)
         config = RunConfig.from_options(given)
         effects.refuse_for_team(config)
+        if graph is not None and (wired := [name for name in ("team", "topology") if config.gives(name)]):
+            raise ConfigError(f"graph says who hears whom, and so does the option {wired[0]!r}; give one")
         config = config.with_defaults({}, models.model_defaults(model_name))
         prompt_set = prompts.load_prompts(config.prompt)
         self.config = config.with_topology(compose.default_topology(config, prompt_set))
@@ -107,6 +109,8 @@ class Team:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
         self._say_what_has_no_effect(codec)
+        if graph is not None and self.method.name == "baseline":
+            logger.warning("graph has no effect: baseline is one agent alone")
         self.backend = compose.open_backend(self.config, codec, self.method.needs)
 
     def _say_what_has_no_effect(self, codec: Codec) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentmas.backends.hf.template import ChatTemplate
+from latentmas.backends.hf.template import ChatTemplate, Thinking
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
 from latentmas.samples import THINK_TAG
@@ -74,13 +74,13 @@ class ChatCodec:
         """Whether chats are shown as the model was taught; without a template they are plain text."""
         return bool(self.tokenizer.chat_template)
 
-    def heeds_thinking(self) -> bool:
-        """Whether chats show if thinking is enabled.
+    def thinking(self) -> Thinking:
+        """What chats show of whether thinking is enabled.
 
         Raises:
             ConfigError: The chat template cannot be used at all.
         """
-        return self.has_template and self._template.heeds_thinking()
+        return self._template.thinking() if self.has_template else Thinking(matters=False, unless_told=None)
 
     @property
     def kept(self) -> dict[int, str]:
