@@ -145,7 +145,8 @@ class RunConfig(BaseModel):
         description="Split of the data set. Default: the one the task is evaluated on, for most of them test.",
     )
     max_samples: Annotated[int, AfterValidator(_all_or_some), WHAT] = Field(
-        default=-1, description="Questions to answer, from the first one; -1 is all."
+        default=-1,
+        description="Questions to answer, from the first one; -1 is all. A run in its --output_dir may grow.",
     )
     seed: Annotated[int, WHAT] = Field(
         default=42,

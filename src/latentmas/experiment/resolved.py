@@ -78,8 +78,8 @@ def differing(
         if name in PLACES and name in here and here[name] == before_places.get(name, _place(then[name])):
             continue
         if name in _SEEN_WHEN_LOADED:
-            became = environment.get(_SEEN_WHEN_LOADED[name], then[name])
-            if value in {"auto", became}:
+            then[name] = environment.get(_SEEN_WHEN_LOADED[name], then[name])
+            if value in {"auto", then[name]}:
                 continue
         yield name, then[name], value
 
