@@ -25,6 +25,7 @@ from latentmas.errors import NumericalError, RunStoppedError
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading
 from latentmas.experiment.handovers import filter_spec
+from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import Summary
 from latentmas.experiment.store import read_records
 from latentmas.program import Budget, Program, Protect, Read, Unit, Write
@@ -88,6 +89,7 @@ class ScriptedPlan:
     grading: Grading = field(default_factory=lambda: Grading(scorer=same))
     withhold: bool = False
     notes: Mapping[str, str | None] = field(default_factory=dict)
+    meaning: Meaning = field(default_factory=Meaning)
 
     @property
     def samples(self) -> tuple[Sample, ...]:

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from latentmas.cli import _options
 from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
-from latentmas.errors import LatentMASError, RunStoppedError
+from latentmas.errors import LatentMASError, RunFolderError, RunStoppedError
 from latentmas.experiment.config import RunConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of it
     from latentmas.experiment.grading import Grading
+    from latentmas.experiment.resolved import Meaning
     from latentmas.experiment.stats import Summary
     from latentmas.experiment.store import RunFolder
     from latentmas.program import Program
@@ -58,6 +59,8 @@ class Plan(Protocol):
     def withhold(self) -> bool: ...
     @property
     def remarks(self) -> Sequence[str]: ...
+    @property
+    def meaning(self) -> Meaning: ...
     @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
@@ -104,12 +107,12 @@ def command(**options: object) -> int:
             from latentmas.experiment import compose, report
 
             plan = compose.check(config)
-            for remark in plan.remarks:
-                say(console, remark)
             if plan.config.dry_run:
+                for remark in plan.remarks:
+                    say(console, remark)
                 print(f"{plan.first_program().describe()}\n{plan.counts()}")
                 return 0
-            summary = work(plan, console)
+            summary = work(plan, console, plan.remarks)
     except KeyboardInterrupt:
         say(console, "interrupted; nothing that was stored is lost, and the same command goes on")
         return INTERRUPTED
@@ -125,10 +128,13 @@ command.__annotations__ = {
 }
 
 
-def work(plan: Plan, console: Console) -> Summary:
+def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
     """Run what is left of a checked plan and return the numbers of the whole run; says on `console` how it goes.
 
     An interrupt ends it after the summary of what is there so far was written, and is raised again.
+
+    Args:
+        remarks: Said once it is certain that the run can be done.
     """
     from latentmas.experiment import runner
     from latentmas.experiment.grading import executor
@@ -142,12 +148,24 @@ def work(plan: Plan, console: Console) -> Summary:
         data_digest=plan.data_digest,
         sample_ids=tuple(sample.id for sample in plan.samples),
         date=plan.date,
+        samples=plan.samples,
+        meaning=plan.meaning,
+        filter_digest=plan.notes.get("filter_digest"),
     )
     with RunFolder.open(config.folder, identity) as folder:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
+        late = _stored_too_late(config, folder)
+        if late and not waiting:
+            raise RunFolderError(f"{folder.path}: {late[0]}; leave it out, or choose another --output_dir")
         say(console, f"{folder.path}: {state}")
+        for remark in remarks:
+            say(console, remark)
+        for sentence in late:
+            say(console, f"{sentence}; they stay as they are, and another --output_dir would answer all with it")
+        if config.retry_errors and not folder.retried:
+            say(console, "--retry_errors has no effect: no sample has ended with an error")
         if not waiting:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
@@ -198,6 +216,15 @@ def work(plan: Plan, console: Console) -> Summary:
     if summary.ungraded:
         say(console, f"{summary.ungraded} answers are not graded yet; `latentmas grade {config.folder}` does that")
     return summary
+
+
+def _stored_too_late(config: RunConfig, folder: RunFolder) -> tuple[str, ...]:
+    """Return what switches store of samples and did not when those were answered, in sentences."""
+    if not (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer):
+        return ()
+    from latentmas.experiment import artifacts
+
+    return artifacts.unstored(config, folder.answered_ids)
 
 
 def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:

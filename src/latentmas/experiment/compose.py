@@ -22,13 +22,15 @@ from latentmas import agents, plugins, prompts, rows, tasks
 from latentmas.agents import AgentGraph
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
-from latentmas.experiment import artifacts, engines, handovers, models
+from latentmas.experiment import artifacts, effects, engines, handovers, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
+from latentmas.experiment.effects import Situation
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.manifest import stored_date
 from latentmas.experiment.model_names import check_model_name as _check_model_name
 from latentmas.experiment.model_names import check_weights
 from latentmas.experiment.models import SCRIPTED, model_defaults, open_codec
+from latentmas.experiment.resolved import Meaning
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
@@ -59,6 +61,7 @@ class Plan:
         config: With all defaults filled in.
         ignored_sampling: What the model folder recommends and this run does not take.
         recommends: The model folder says how to sample.
+        situation: What decides which options have an effect.
     """
 
     config: RunConfig
@@ -72,6 +75,7 @@ class Plan:
     grading: Grading
     ignored_sampling: Mapping[str, float | int]
     recommends: bool
+    situation: Situation
 
     @property
     def withhold(self) -> bool:
@@ -85,11 +89,19 @@ class Plan:
         hub = " ".join(filter(None, (card.source, card.config)))
         data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
         ignored = _listed(self.ignored_sampling) or None
-        return {**data, "ignored_sampling": ignored, **handovers.notes(self.config), **self.grading.notes}
+        return {**data, "ignored_sampling": ignored, **self._filter_notes, **self.grading.notes}
+
+    @property
+    def _filter_notes(self) -> dict[str, str | None]:
+        return handovers.notes(self.situation.program)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences that whoever starts the run should read once."""
+        return (*self._remarks_on_sampling, *effects.remarks(self.config, self.situation))
+
+    @property
+    def _remarks_on_sampling(self) -> tuple[str, ...]:
         if self.config.sampling == "model" and not self.recommends:
             return ("the model folder recommends no sampling, so --sampling model changes nothing",)
         if not self.ignored_sampling:
@@ -100,6 +112,15 @@ class Plan:
         )
 
     @property
+    def meaning(self) -> Meaning:
+        """What options come to in this run."""
+        return Meaning(
+            idle=effects.idle_names(self.config, self.situation),
+            unsaid={"enable_thinking": self.situation.thinks_unless_told, "grain": handovers.grain(self.config)},
+            tied=self.situation.tied,
+        )
+
+    @property
     def date(self) -> datetime.date | None:
         """The day that prompts show; None where they show none."""
         return self.codec.printed_date
@@ -107,7 +128,9 @@ class Plan:
     @property
     def prompt_digest(self) -> str:
         """Digest of everything agents are told: the prompt set, the team, and how text becomes tokens."""
-        material = f"{self.prompts.digest} {self.codec.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
+        # To one agent alone it makes no difference who else might be there.
+        graph = self.graph if self.config.method != "baseline" else agents.chain()
+        material = f"{self.prompts.digest} {self.codec.digest} {graph.agents!r} {sorted(graph.edges)!r}"
         return hashlib.sha256(material.encode()).hexdigest()
 
     def first_program(self) -> Program:
@@ -171,7 +194,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     """
     _check_method(config.method)
     task = find_task(config.task)
-    if config.dataset and "split" in config.model_fields_set and config.split != task.splits[0]:
+    if config.dataset and config.gives("split"):
         raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
     config = config.with_defaults({"split": task.splits[0], **task.defaults}, model_defaults(config.model_name))
     grading = grading_for(
@@ -204,6 +227,15 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     artifacts.check(config, method, samples[0])
     if config.cache_dir is not None and config.cache_dir.exists() and not config.cache_dir.is_dir():
         raise ConfigError(f"--cache_dir {config.cache_dir} is a file; give a folder, which need not be there yet")
+    situation = Situation(
+        task=task,
+        graph=graph,
+        program=next(method.solve(samples[0])),
+        draws=handovers.draws(config),
+        samples=len(samples),
+        confined_by=grading.notes.get("code_exec"),
+        recommended=frozenset(recommended),
+    )
     return Plan(
         config=config,
         task=task,
@@ -216,6 +248,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         grading=grading,
         ignored_sampling=config.ignored_sampling(recommended),
         recommends=bool(recommended),
+        situation=models.looked_at(situation, config, codec),
     )
 
 
@@ -407,10 +440,10 @@ def graph_of(config: RunConfig) -> AgentGraph:
     Raises:
         ConfigError: Its file describes none, or says itself who hears whom where ``--topology`` does.
     """
-    wiring = {"chain": None, "parallel": agents.parallel}[config.topology]
+    wiring = {"chain": agents.chain, "parallel": agents.parallel}[config.topology]
     if config.team is not None:
-        return agents.load_team(config.team, wiring)
-    return (wiring or agents.chain)(None)
+        return agents.load_team(config.team, wiring if config.gives("topology") else None)
+    return wiring(None)
 
 
 def _check_method(name: str) -> None:
