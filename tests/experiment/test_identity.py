@@ -63,6 +63,24 @@ def test_a_run_goes_on_with_the_same_model(model, tmp_path):
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("thinking", "goes_on"), [((), True), (("--latent_space_realign",), True), (("--alignment", "soft"), False)]
+)
+def test_a_run_goes_on_under_the_new_soft_temperature_only_where_it_never_took_the_old_one(
+    model, tmp_path, capsys, thinking, goes_on
+):
+    again = [*command(model, tmp_path / "run"), *thinking]
+    assert main(again) == 0
+    path = tmp_path / "run" / "manifest.json"  # as a version wrote it whose default was 2.0
+    assert '"soft_temperature": 0.5' in path.read_text()
+    path.write_text(path.read_text().replace('"soft_temperature": 0.5', '"soft_temperature": 2.0'))
+    capsys.readouterr()
+    assert (main(again) == 0) == goes_on
+    if not goes_on:
+        assert "soft_temperature was 2.0 and is now 0.5" in capsys.readouterr().err
+        assert main([*again, "--soft_temperature", "2.0"]) == 0
+
+
 def print_the_date(model):
     path = model / "chat_template.jinja"
     path.write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + path.read_text())

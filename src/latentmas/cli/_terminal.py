@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from latentmas.samples import Verdict
 
@@ -27,6 +25,8 @@ PLAIN_SECONDS = 10.0
 @contextmanager
 def warnings_shown(console: Console) -> Iterator[None]:
     """Show log records of level warning and above, and Python's warnings, on `console`."""
+    from rich.logging import RichHandler
+
     handler = RichHandler(logging.WARNING, console=console, show_time=False, show_path=False)
     handler.addFilter(lambda record: record.name.partition(".")[0] not in SPEAK_THEMSELVES)
     root = logging.getLogger()
@@ -77,6 +77,8 @@ def progress(
     if not console.is_terminal:
         yield _plain_lines(console, pace)
         return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(pace.line(), total=total, completed=finished)

@@ -27,6 +27,7 @@ from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, Write
+from latentmas.told import place_of
 
 TOLERANCE: Final = {
     torch.float64: probe.Differences(1e-5, 1e-5, 1e-4, 1e-4),
@@ -121,7 +122,8 @@ def try_handovers(model: LoadedModel, alignment: Alignment, program: Program) ->
         raise failed
     kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
     raise CapabilityError(
-        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}); use another filter"
+        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}, {place_of(failed)}); mend the "
+        "filter, or use another one"
     ) from failed
 
 
@@ -142,7 +144,8 @@ def _in_short(program: Program, tokens: int | None = 5, thoughts: int | None = 1
             case Write():
                 steps.append(replace(step, max_new_tokens=1))
             case Join():
-                steps.append(Join(branches=tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)))
+                branches = tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)
+                steps.append(replace(step, branches=branches))
             case _:
                 steps.append(step)
     return Program(tuple(steps))
