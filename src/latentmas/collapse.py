@@ -142,8 +142,8 @@ def _products(vectors: Sequence[Tensor]) -> tuple[Floats, NDArray[np.bool_]]:
     """
     exact = torch.float32 if vectors[0].device.type == "mps" else torch.float64
     together = torch.stack(list(vectors), dim=1).to(exact)
-    products: Floats = (together @ together.mT).cpu().numpy().astype(np.float64, copy=False)
-    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(products), axis=(1, 2))
+    products: Floats = torch.bmm(together, together.mT).cpu().numpy().astype(np.float64, copy=False)
+    finite: NDArray[np.bool_] = np.isfinite(products.trace(axis1=1, axis2=2))
     return (products if finite.all() else np.where(finite[:, None, None], products, 0.0)), finite
 
 

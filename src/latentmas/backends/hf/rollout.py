@@ -197,7 +197,8 @@ class Rollout:
         keys = self._keys("noise", [0] * len(self.rows)) if step.source is ThoughtSource.NOISE else None
         first = self.rows[0].thoughts
         made: list[Tensor] = []
-        norms: list[Tensor] = []
+        # A copy: the state a Read left is a view of those of its whole prompt.
+        states = [self.hidden.clone()]
         for place in range(step.steps):
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
@@ -205,8 +206,8 @@ class Rollout:
                 noise = normal(keys, first + place, self.hidden.shape[1])
                 thought = rescale(noise, self.alignment.norm).to(self.hidden.device, self.hidden.dtype)
             made.append(thought)
-            norms.append(torch.linalg.vector_norm(self.hidden.float(), dim=1))
             self.hidden = self._take_turn(number, thought[:, None], everyone, SlotKind.THOUGHT)
+            states.append(self.hidden)
         if not made:
             return 0
         for row in self.rows:
@@ -217,7 +218,8 @@ class Rollout:
                 before = row.vectors.pop()
                 own = torch.cat([before.thoughts, thoughts[index].float().cpu()])
                 row.vectors.append(self._vectors(before.agent, before.prompt, own, index))
-        self._thinking = measure(made, norms, self.thought)
+        norms = torch.linalg.vector_norm(torch.stack(states[:-1]).float(), dim=2)  # [m, B]
+        self._thinking = measure(made, norms.unbind(), self.thought)
         self.thought = made[-1]
         messages = [f"a thought of agent {row.agent(number)!r} is not finite" for row in self.rows]
         self._drop_broken([account is not None for account in self._thinking], messages)
