@@ -22,6 +22,8 @@ from torch import Tensor
 
 MIN_NORM: Final = 1e-6
 RIDGE_LAMBDA: Final = 1e-5
+SOFT_TEMPERATURE: Final = 0.5
+"""Below where thoughts collapse, above where they are one token each, on two real models (``docs/thoughts.md``)."""
 CHUNK: Final = 8192
 """Vocabulary rows handled at once, so that no float64 copy of a whole embedding is ever made."""
 
@@ -144,7 +146,7 @@ def build_alignment(
     kind: AlignmentKind,
     space: EmbeddingSpace,
     *,
-    soft_temperature: float = 2.0,
+    soft_temperature: float = SOFT_TEMPERATURE,
     cache_file: Path | None = None,
 ) -> Alignment:
     """Return the alignment of this kind for a model.

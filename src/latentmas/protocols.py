@@ -127,6 +127,24 @@ class HandoverAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtAccount:
+    """How the thoughts of one Think changed, as they were fed back.
+
+    Attributes:
+        cosines: Of each thought to the one before. The first has none, unless another Think came directly before.
+        hidden_norms: Of the hidden state that each thought was made from, before alignment.
+        effective_rank: How many directions the thoughts take (Roy and Vetterli 2007), in [1, thoughts].
+        collapsed_after: Number of the thought, counted from 1, from which on they are one vector
+            (`collapse.collapsed_after`); None where they go on moving.
+    """
+
+    cosines: tuple[float, ...]
+    hidden_norms: tuple[float, ...]
+    effective_rank: float
+    collapsed_after: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepAccount:
     """What one step of a program did for one sample.
 
@@ -138,7 +156,9 @@ class StepAccount:
         written: The token ids of a Write, without end of text; empty otherwise.
         forward_passes: Times the decoder ran for the sample in this step.
         reused_slots: Of the new slots, those that came out of a prefix cache and were not computed.
-        seconds: The sample's share of the batch's time. Two accounts are equal without it, and without what was reused.
+        seconds: The sample's share of the batch's time. Two accounts are equal without it, without what was reused and
+            without how thoughts changed, where the batch decides about rounding.
+        thinking: Of a Think with thoughts, where it was measured; None otherwise.
         handover: Of a Handover that changed something; None otherwise.
         branches: Accounts of each branch of a Join; empty otherwise. What a Join itself counts is the joining.
     """
@@ -154,6 +174,7 @@ class StepAccount:
     forward_passes: int = 0
     reused_slots: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    thinking: ThoughtAccount | None = field(default=None, compare=False)
     handover: HandoverAccount | None = None
     branches: tuple[tuple[StepAccount, ...], ...] = ()
 

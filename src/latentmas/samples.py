@@ -132,6 +132,17 @@ class HandoverRecord(BaseModel):
     value_error: float | None = None
 
 
+class ThoughtRecord(BaseModel):
+    """How the thoughts of one Think changed (`protocols.ThoughtAccount`), rounded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cosines: tuple[float, ...]
+    hidden_norms: tuple[float, ...]
+    effective_rank: float
+    collapsed_after: int | None
+
+
 class AgentRecord(BaseModel):
     """One agent's turn in one sample.
 
@@ -144,6 +155,7 @@ class AgentRecord(BaseModel):
         reused_slots: Of the turn's slots, those that came out of a prefix cache and were not computed.
         prompt_ids, written_ids: Only with ``--save_ids``.
         handovers: Of what the agent left, before the next one read; only those that changed something.
+        thinking: Of each Think with thoughts, in order; empty where the backend could not measure them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -162,6 +174,7 @@ class AgentRecord(BaseModel):
     prompt_ids: tuple[int, ...] | None = None
     written_ids: tuple[int, ...] | None = None
     handovers: tuple[HandoverRecord, ...] = ()
+    thinking: tuple[ThoughtRecord, ...] = ()
 
 
 class Record(BaseModel):

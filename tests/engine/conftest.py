@@ -106,7 +106,8 @@ class Bench:
         from latentmas.backends.vllm.engine import EngineOptions
         from latentmas.backends.vllm.settings import LatentSettings
 
-        settings = LatentSettings(placeholder=PLACEHOLDER, alignment="ridge" if model.realign else "norm")
+        alignment = "ridge" if model.realign else "norm"
+        settings = LatentSettings(placeholder=PLACEHOLDER, alignment=alignment, measures=True)
         named = {name: more.pop(name) for name in list(more) if name in EngineOptions.__slots__}
         return EngineOptions(
             **{

@@ -289,6 +289,44 @@ def test_a_soft_alignment_equals_transformers(bench: Bench) -> None:
     assert ours == [completion.steps[-1].written for completion in theirs.run(programs)]
 
 
+def thinking(completion: Completion) -> list[Any]:
+    return [account.thinking for account in completion.steps if account.thoughts]
+
+
+def check_thinking(ours: Completion, theirs: Completion) -> None:
+    """Compare how thoughts changed; rounding may differ."""
+    for told, expected in zip(thinking(ours), thinking(theirs), strict=True):
+        assert told.cosines == pytest.approx(expected.cosines, abs=1e-4)
+        assert told.hidden_norms == pytest.approx(expected.hidden_norms, rel=1e-4)
+        assert told.effective_rank == pytest.approx(expected.effective_rank, rel=1e-3)
+        assert told.collapsed_after == expected.collapsed_after
+
+
+@pytest.mark.v2
+def test_an_engine_tells_how_thoughts_changed_as_transformers_does(backend: Any, bench: Bench) -> None:
+    import torch
+
+    read, write = (Read(agent="a", tokens=prompts(90)[0]), Write(agent="a", max_new_tokens=3))
+    parts = (Think(agent="a", steps=3), Think(agent="a", steps=4))
+    programs = [chain(prompts(80 + row), thoughts=3 + row % 2) for row in range(20)]  # more than run at once
+    programs.append(Program((read, *parts, write, read, *parts, write)))
+    theirs = bench.transformers(MODEL, torch.float32).run(programs)
+    for ours, expected in zip(backend.run(programs), theirs, strict=True):
+        check_thinking(ours, expected)
+    held = backend._engine._engine.collective_rpc(
+        lambda worker: len(worker.model_runner.get_model().thoughts.recorder._made)
+    )
+    assert held == [0], "what was told is forgotten"
+
+
+def test_thoughts_out_of_the_prefix_cache_were_not_measured(bench: Bench) -> None:
+    program = chain(prompts(70, shortest=40, longest=60), thoughts=4)
+    with bench.engine(MODEL, enable_prefix_caching=True) as caching:
+        [first], [second] = caching.run([program]), caching.run([program])
+    assert None not in thinking(first)
+    assert thinking(second)[0] is None
+
+
 def test_the_published_hybrid_writes_the_same(bench: Bench) -> None:
     """transformers thinks, stock vLLM reads input embeddings: the same tokens, with every position computed twice."""
     import torch
@@ -307,6 +345,7 @@ def test_the_published_hybrid_writes_the_same(bench: Bench) -> None:
         done = backend.run([row.program for row in rows])
         got = [completion.steps[-1].written for completion in done]
         assert [number for number, row in enumerate(rows) if row.sane and got[number] != row.oracle] == []
+        check_thinking(done[0], bench.transformers(MODEL, torch.float32).run([rows[0].program])[0])
         # A placeholder of the other engine means nothing here.
         odd = Program((Read(agent="a", tokens=(1, PLACEHOLDER)), Write(agent="a", max_new_tokens=2)))
         assert backend.run([odd])

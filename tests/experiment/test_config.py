@@ -296,3 +296,11 @@ def test_the_options_of_the_published_command_lines_are_options(line):
     words = shlex.split(line)
     names = [word.removeprefix("--") for word in words if word.startswith("--")]
     assert set(names) <= set(RunConfig.model_fields)
+
+
+def test_one_temperature_of_soft_thoughts_holds_wherever_none_is_given():
+    from latentmas.alignment import SOFT_TEMPERATURE
+    from latentmas.backends.vllm.settings import LatentSettings
+
+    assert RunConfig.model_fields["soft_temperature"].default == SOFT_TEMPERATURE
+    assert LatentSettings(placeholder=0).soft_temperature == SOFT_TEMPERATURE

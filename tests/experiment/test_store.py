@@ -235,6 +235,31 @@ def test_another_config_is_refused_with_the_first_key_and_both_values(folder, op
         RunFolder.open(folder, identity(**options))
 
 
+def begun_with_the_old_soft_temperature(tmp_path, **options):
+    """Return a run folder as a version wrote it whose default was 2.0."""
+    with RunFolder.open(tmp_path / "old", identity(**options)) as run:
+        run.begin(ENVIRONMENT)
+    path = tmp_path / "old" / "manifest.json"
+    path.write_text(path.read_text().replace('"soft_temperature": 0.5', '"soft_temperature": 2.0'))
+    assert '"soft_temperature": 2.0' in path.read_text()
+    return tmp_path / "old"
+
+
+def test_a_run_that_thought_at_the_old_default_temperature_does_not_go_on_at_the_new_one(tmp_path):
+    old = begun_with_the_old_soft_temperature(tmp_path, alignment="soft")
+    with pytest.raises(StoreError, match=r"soft_temperature was 2\.0 and is now 0\.5"):
+        RunFolder.open(old, identity(alignment="soft"))
+    RunFolder.open(old, identity(alignment="soft", soft_temperature=2.0)).close()
+
+
+@pytest.mark.parametrize("alignment", [None, "norm", "ridge"])
+def test_a_run_that_never_took_the_temperature_goes_on_under_its_new_default(tmp_path, alignment):
+    old = begun_with_the_old_soft_temperature(tmp_path, alignment=alignment)
+    RunFolder.open(old, identity(alignment=alignment)).close()
+    with pytest.raises(StoreError, match="was"):
+        RunFolder.open(old, identity(alignment="soft"))
+
+
 def test_other_prompts_or_other_data_are_refused_by_name(folder):
     config = identity().config
     for prompts, data, name in (("prompts-2", "data-1", "prompt"), ("prompts-1", "data-2", "data")):

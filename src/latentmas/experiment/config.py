@@ -214,7 +214,10 @@ class RunConfig(BaseModel):
         default=False, description="The published name of --alignment ridge."
     )
     soft_temperature: Annotated[float, LATENT] = Field(
-        default=2.0, gt=0, description="Temperature of --alignment soft, above 0; higher mixes more tokens."
+        default=0.5,
+        gt=0,
+        description="Temperature of --alignment soft, above 0; higher mixes more tokens, and from about 1 on thoughts "
+        "come to one vector.",
     )
 
     handover: Annotated[Literal["full", "thoughts", "last_agent"], Dashed, HANDOVER] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,8 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
 
     calm_vllm()
     options = vllm_options(config, codec, thinks=thinks)
+    if options.latent is not None:
+        options = replace(options, latent=replace(options.latent, measures=True))
     shared = {
         "alignment": config.alignment_name,
         "stop_tokens": " ".join(map(str, sorted(options.stop_tokens))),

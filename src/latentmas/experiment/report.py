@@ -9,7 +9,7 @@ from typing import Final
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from latentmas.experiment.stats import Summary, wilson
+from latentmas.experiment.stats import Summary, ThinkingSummary, wilson
 from latentmas.samples import LENIENT, Score, Verdict
 
 NOT_CORRECT: Final = {
@@ -19,6 +19,9 @@ NOT_CORRECT: Final = {
     Verdict.CRASHED: "crash",
 }
 """Short heads for an ordinary terminal."""
+COLLAPSED: Final = (
+    "Collapsed thoughts repeat one vector: try --alignment soft or fewer --latent_steps (docs/thoughts.md)."
+)
 
 
 def published(summary: Summary) -> dict[str, str | int | float | None]:
@@ -78,9 +81,23 @@ def table(summary: Summary) -> Table:
     if summary.bytes_before_handovers:
         kept = summary.bytes_after_handovers / summary.bytes_before_handovers
         result.add_row("memory kept at hand-overs", _percent(kept))
+    if summary.thinking is not None:
+        _add_thinking(result, summary.thinking)
     per_sample = "-" if summary.seconds_per_sample is None else f"{summary.seconds_per_sample:.2f}"
     result.add_row("seconds", f"{summary.seconds:,.1f}", per_sample)
     return result
+
+
+def _add_thinking(result: Table, thinking: ThinkingSummary) -> None:
+    """Add how thoughts changed, and what to do where they did not."""
+    after = f"after step {thinking.collapsed_after} in " if thinking.collapsed else "in "
+    result.add_row("thoughts collapsed", f"{after}{thinking.collapsed} of {thinking.samples} samples")
+    if thinking.last_cosine is not None:
+        result.add_row("  cosine to the one before", f"{thinking.last_cosine:.3f}")
+    result.add_row("  effective rank", f"{thinking.effective_rank:.1f} of {thinking.thoughts:.4g}")
+    result.add_row("  norm of hidden states", f"{thinking.hidden_norm:.4g}")
+    if thinking.collapsed:
+        result.caption, result.caption_justify = COLLAPSED, "left"
 
 
 @dataclass(slots=True)

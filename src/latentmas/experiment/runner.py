@@ -31,6 +31,7 @@ from latentmas.protocols import (
     Outcome,
     Scorer,
     StepAccount,
+    ThoughtAccount,
 )
 from latentmas.samples import (
     AgentRecord,
@@ -40,6 +41,7 @@ from latentmas.samples import (
     Record,
     Sample,
     Score,
+    ThoughtRecord,
 )
 from latentmas.thinking import opens_thought
 from latentmas.told import Told
@@ -251,6 +253,7 @@ def _turns(program: Program, completion: Completion, roles: Mapping[str, str], s
                 prompt_ids=prompt_ids if save_ids else None,
                 written_ids=written if save_ids else None,
                 handovers=tuple(_handover(step.handover) for step in steps if step.agent == name and step.handover),
+                thinking=tuple(_thinking(step.thinking) for step in own if step.thinking),
             )
         )
     return turns
@@ -286,4 +289,14 @@ def _handover(account: HandoverAccount) -> HandoverRecord:
         trial_tokens=account.trial_tokens,
         key_error=account.key_error,
         value_error=account.value_error,
+    )
+
+
+def _thinking(account: ThoughtAccount) -> ThoughtRecord:
+    """Return what is stored: as many digits as say something, because thoughts depend on rounding in a batch."""
+    return ThoughtRecord(
+        cosines=tuple(round(cosine, 3) for cosine in account.cosines),
+        hidden_norms=tuple(float(f"{norm:.4g}") for norm in account.hidden_norms),
+        effective_rank=round(account.effective_rank, 2),
+        collapsed_after=account.collapsed_after,
     )

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
 from latentmas.experiment.config import RunConfig
-from latentmas.samples import LENIENT, FinishReason, Record, Verdict
+from latentmas.samples import LENIENT, FinishReason, Record, ThoughtRecord, Verdict
 
 SUMMARY_SCHEMA: Final = 1
 Z_95: Final = 1.959963984540054
 """Standard normal quantile of 0.975: intervals cover 95 %."""
+
+
+class ThinkingSummary(BaseModel):
+    """How thoughts changed, over all Thinks of all agents in which they were measured.
+
+    Attributes:
+        samples: Those with a Think that was measured.
+        collapsed: Of them, those in which the thoughts of an agent collapsed (`collapse.collapsed_after`).
+        collapsed_after: Median over these agents of the thought after which; None without any.
+        thoughts: Mean number of thoughts of a Think.
+        last_cosine: Mean cosine of a last thought to the one before; None where every Think has one thought.
+        effective_rank: Mean over Thinks, in [1, thoughts].
+        hidden_norm: Mean over thoughts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    collapsed: int
+    collapsed_after: int | None
+    thoughts: float
+    last_cosine: float | None
+    effective_rank: float
+    hidden_norm: float
 
 
 class Summary(BaseModel):
@@ -37,6 +63,7 @@ class Summary(BaseModel):
         peak_memory_slots, peak_memory_bytes: Largest memory of any agent in any sample, without padding.
         bytes_before_handovers, bytes_after_handovers: Of all hand-overs that changed something; 0 without any.
         trial_tokens: Prompt tokens that were read once more, to see what a receiver attends to.
+        thinking: How thoughts changed; None where none were measured.
         seconds: Sum over records (shares of their batches), so resuming keeps it right; loading not included.
         wall_seconds: Of the last session, loading not included.
     """
@@ -75,6 +102,7 @@ class Summary(BaseModel):
     bytes_before_handovers: int = 0
     bytes_after_handovers: int = 0
     trial_tokens: int = 0
+    thinking: ThinkingSummary | None = None
     seconds: float
     seconds_per_sample: float | None
     wall_seconds: float
@@ -90,6 +118,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
     seconds = 0.0
     first_error: str | None = None
     verdicts: Counter[Verdict] = Counter()
+    thinking = _Thinking()
     for record in records:
         n += 1
         seconds += record.seconds
@@ -99,6 +128,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         if record.verdict is not None:
             verdicts[record.verdict] += 1
         strict += record.verdict is Verdict.CORRECT and record.found_by not in LENIENT
+        thinking.add([each for agent in record.agents for each in agent.thinking])
         for agent in record.agents:
             written += agent.written_tokens
             thoughts += agent.thoughts
@@ -144,10 +174,55 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
         bytes_before_handovers=before,
         bytes_after_handovers=after,
         trial_tokens=trial,
+        thinking=thinking.summary(),
         seconds=seconds,
         seconds_per_sample=seconds / n if n else None,
         wall_seconds=wall_seconds,
     )
+
+
+@dataclass(slots=True)
+class _Thinking:
+    """Sums over records; keeps none of them."""
+
+    samples: int = 0
+    collapsed: int = 0
+    after: Counter[int] = field(default_factory=Counter)
+    thinks: int = 0
+    thoughts: int = 0
+    norm: float = 0.0
+    rank: float = 0.0
+    cosine: float = 0.0
+    with_cosine: int = 0
+
+    def add(self, of_sample: Sequence[ThoughtRecord]) -> None:
+        if not of_sample:
+            return
+        steps = [each.collapsed_after for each in of_sample if each.collapsed_after is not None]
+        self.samples += 1
+        self.collapsed += bool(steps)
+        self.after.update(steps)
+        for each in of_sample:
+            self.thinks += 1
+            self.thoughts += len(each.hidden_norms)
+            self.norm += math.fsum(each.hidden_norms)
+            self.rank += each.effective_rank
+            if each.cosines:
+                self.cosine += each.cosines[-1]
+                self.with_cosine += 1
+
+    def summary(self) -> ThinkingSummary | None:
+        if not self.samples:
+            return None
+        return ThinkingSummary(
+            samples=self.samples,
+            collapsed=self.collapsed,
+            collapsed_after=median_low(self.after.elements()) if self.after else None,
+            thoughts=self.thoughts / self.thinks,
+            last_cosine=self.cosine / self.with_cosine if self.with_cosine else None,
+            effective_rank=self.rank / self.thinks,
+            hidden_norm=self.norm / self.thoughts,
+        )
 
 
 def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:

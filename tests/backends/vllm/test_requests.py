@@ -13,6 +13,7 @@ from latentmas.backends.vllm.placeholder import choose_placeholder
 from latentmas.backends.vllm.requests import Passage, write_seed
 from latentmas.errors import CapabilityError
 from latentmas.program import Handover, Program, Read, Sampling, Think, Write
+from latentmas.protocols import ThoughtAccount
 from latentmas.samples import FinishReason
 
 L = 9
@@ -86,6 +87,28 @@ def test_a_team_is_one_request():
     assert [account.reused_slots for account in accounts] == [2, 2, 0, 0, 0, 0, 0, 0]
     assert accounts[-1].written == (6, 6, 6)
     assert [account.seconds for account in accounts] == [1, 2, 0, 1, 0, 0, 1, 3]
+
+
+def test_what_an_engine_told_of_thoughts_stands_in_the_account_of_their_think():
+    first, second, third = (
+        ThoughtAccount(cosines=(), hidden_norms=(number,), effective_rank=1.0, collapsed_after=None)
+        for number in (1.0, 2.0, 3.0)
+    )
+    write = Write(agent="a", max_new_tokens=2)
+    thinks = [Think(agent="a", steps=steps) for steps in (2, 0, 1, 3)]
+    passage = Passage(Program((read(1), *thinks[:3], write, read(2), thinks[3], write)), seed=0, placeholder=L)
+    assert passage.request().thinks == ((1, 2), (3, 1))
+    passage.take([7], FinishReason.STOP, 0, (first, second))
+    assert passage.request().thinks == ((6, 3),)  # behind the text and what was read
+    passage.take([7], FinishReason.STOP, 0, (third,))
+    told = [account.thinking for account in passage.accounts(slot_bytes=1, seconds=1.0)]
+    assert [account and account.hidden_norms for account in told] == [None, (1,), None, (2,), None, None, (3,), None]
+
+
+def test_an_engine_that_told_nothing_of_thoughts_leaves_accounts_without():
+    passage = Passage(TEAM, seed=3, placeholder=L)
+    passage.take([6], FinishReason.STOP, reused=0)
+    assert {account.thinking for account in passage.accounts(slot_bytes=1, seconds=1.0)} == {None}
 
 
 def test_the_last_token_of_a_text_that_was_cut_is_not_in_memory():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from latentmas.alignment import AlignmentKind, EmbeddingSpace, build_alignment, ridge_matrix
+from latentmas.backends.vllm.recorder import Recorder
 from latentmas.backends.vllm.thoughts import Chunks, Thoughts, check_chunk
+from latentmas.collapse import measure
 
 WIDTH = 4
 
@@ -24,7 +28,7 @@ def thoughts():
     return Thoughts(Doubling(), slots=5, rows=12, hidden_size=WIDTH, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def chunks(*requests):
+def chunks(*requests, positions=None, names=()):
     """One request is (slot, rows of its chunk, begins, ends)."""
     slot, length, begins, ends = (np.array(column) for column in zip(*requests, strict=True))
     return Chunks(
@@ -33,6 +37,8 @@ def chunks(*requests):
         last=np.arange(len(slot), dtype=np.int64),
         begins=begins.astype(bool),
         ends=ends.astype(bool),
+        position=np.array(positions or [0] * len(slot), dtype=np.int64),
+        names=names,
     )
 
 
@@ -147,3 +153,79 @@ def test_thoughts_are_those_of_the_transformers_backend(tiny):
     store.tap(hidden)
     store.begin(chunks((1, 1, True, False), (0, 1, True, False)))
     assert torch.equal(store.overlay(torch.zeros(2, 48)), alignment(hidden).flip(0))
+
+
+class Sequence:
+    """Steps of requests a and b whose thoughts are planted: the hidden state of a step is what is fed to `tap`."""
+
+    def __init__(self, requests=8):
+        self.recorder = Recorder(requests)
+        self.store = Thoughts(
+            Doubling(),
+            slots=4,
+            rows=8,
+            hidden_size=WIDTH,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            recorder=self.recorder,
+        )
+
+    def step(self, *requests):
+        """One request is (name, position of the thought it ends before or None, hidden state)."""
+        self.store.begin(
+            chunks(
+                *((slot, 1, False, position is not None) for slot, (_, position, _) in enumerate(requests)),
+                positions=[position or 0 for _, position, _ in requests],
+                names=[f"{name}-0123abcd" for name, _, _ in requests],
+            )
+        )
+        self.store.tap(torch.stack([hidden for _, _, hidden in requests]))
+
+
+def test_what_a_recorder_tells_of_thoughts_is_what_the_transformers_backend_does():
+    hidden = torch.randn(2, 6, WIDTH, generator=torch.Generator().manual_seed(0))
+    run = Sequence()
+    for step in range(6):  # b reads a prompt in the third step, and is not in the fourth
+        of_b = {2: None, 4: 12, 5: 13}.get(step, 9 + step)
+        requests = [("a", 5 + step, hidden[0, step]), ("b", of_b, hidden[1, step])]
+        run.step(*(requests[:1] if step == 3 else requests[::-1] if step % 2 else requests))
+    [[of_a], [first, second]] = run.recorder.take([("a", [(5, 6)]), ("b", [(9, 2), (12, 2)])])
+    for found, states in ((of_a, hidden[0]), (first, hidden[1, :2]), (second, hidden[1, 4:])):
+        [expected] = measure([2 * state[None] for state in states], [state.norm()[None] for state in states])
+        assert found == asdict(expected)
+    assert run.recorder.take([("a", [(5, 6)])]) == [[None]], "they are forgotten once they were told"
+
+
+def test_a_think_that_the_prefix_cache_had_in_part_was_not_measured():
+    run = Sequence()
+    for position in (7, 8):
+        run.step(("a", position, torch.ones(WIDTH)))
+    assert [found is None for found in run.recorder.take([("a", [(6, 3), (7, 2)])])[0]] == [True, False]
+
+
+def test_a_request_that_was_preempted_tells_of_the_thoughts_it_made_last():
+    run = Sequence()
+    for scale in (1.0, 3.0):
+        for position in (7, 8):
+            run.step(("a", position, scale * torch.ones(WIDTH)))
+    [[found]] = run.recorder.take([("a", [(7, 2)])])
+    assert found["hidden_norms"] == pytest.approx((6.0, 6.0))
+
+
+def test_a_think_directly_behind_another_has_a_cosine_for_its_first_thought():
+    run = Sequence()
+    for position in (7, 8, 9):
+        run.step(("a", position, torch.ones(WIDTH)))
+    first, second = run.recorder.take([("a", [(7, 2), (9, 1)])])[0]
+    assert (first["cosines"], second["cosines"]) == ((pytest.approx(1),), (pytest.approx(1),))
+
+
+def test_requests_nobody_asks_about_are_forgotten_oldest_first():
+    run = Sequence(requests=2)
+    for name in "abc":
+        run.step((name, 7, torch.ones(WIDTH)))
+    assert [found[0] is None for found in run.recorder.take([(name, [(7, 1)]) for name in "abc"])] == [
+        True,
+        False,
+        False,
+    ]

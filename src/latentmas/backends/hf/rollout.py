@@ -24,10 +24,11 @@ from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.longrope import row_lengths
 from latentmas.backends.hf.sampling import choose, normal, penalized, stream_key
 from latentmas.backends.hf.watch import Watch, watching
+from latentmas.collapse import measure
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, Recall, SlotKind, Step, Think, ThoughtSource, Write
-from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount
+from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount, ThoughtAccount
 from latentmas.samples import FinishReason
 
 
@@ -93,6 +94,7 @@ class Rollout:
     Attributes:
         memory: Of the rows still in the batch.
         hidden: ``[B, E]`` the last hidden state of each of them; None before the first Read.
+        thought: ``[B, E]`` the last thought of each, where the last step was a Think; None otherwise.
         rows: The rows still in the batch.
         attended: ``[L, B, H, S]`` what the agent whose turn it is attended to, where its hand-over wants to know.
     """
@@ -121,6 +123,8 @@ class Rollout:
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
         self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
+        self._thinking: Sequence[ThoughtAccount | None] = []
+        self.thought: Tensor | None = None
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -140,7 +144,9 @@ class Rollout:
             for row, position in zip(rows, self.memory.next_position.tolist(), strict=True):
                 # Never less than before: what is in memory was rotated for it, and a text may end early.
                 row.reach = max(row.reach, position + positions_ahead(row.steps[number:]))
-        self._handed, self._branches = [None] * len(rows), {}
+        self._handed, self._thinking, self._branches = [None] * len(rows), [None] * len(rows), {}
+        if not isinstance(rows[0].steps[number], Think):
+            self.thought = None
         match rows[0].steps[number]:
             case Read():
                 passes = self.read(number)
@@ -190,28 +196,31 @@ class Rollout:
         everyone = torch.ones(len(self.rows), 1, dtype=torch.bool, device=self.model.device)
         keys = self._keys("noise", [0] * len(self.rows)) if step.source is ThoughtSource.NOISE else None
         first = self.rows[0].thoughts
-        finite = torch.ones(len(self.rows), dtype=torch.bool, device=self.model.device)
         made: list[Tensor] = []
+        norms: list[Tensor] = []
         for place in range(step.steps):
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
             else:
                 noise = normal(keys, first + place, self.hidden.shape[1])
                 thought = rescale(noise, self.alignment.norm).to(self.hidden.device, self.hidden.dtype)
-            finite &= thought.isfinite().all(dim=1).to(finite.device)
+            made.append(thought)
+            norms.append(torch.linalg.vector_norm(self.hidden.float(), dim=1))
             self.hidden = self._take_turn(number, thought[:, None], everyone, SlotKind.THOUGHT)
-            if self._keeps_vectors:
-                made.append(thought)
+        if not made:
+            return 0
         for row in self.rows:
             row.thoughts += step.steps
-        if made:
+        if self._keeps_vectors:
             thoughts = torch.stack(made, dim=1)  # [B, m, E]
             for index, row in enumerate(self.rows):
                 before = row.vectors.pop()
                 own = torch.cat([before.thoughts, thoughts[index].float().cpu()])
                 row.vectors.append(self._vectors(before.agent, before.prompt, own, index))
+        self._thinking = measure(made, norms, self.thought)
+        self.thought = made[-1]
         messages = [f"a thought of agent {row.agent(number)!r} is not finite" for row in self.rows]
-        self._drop_broken(finite.tolist(), messages)
+        self._drop_broken([account is not None for account in self._thinking], messages)
         return step.steps
 
     def write(self, number: int, step: Write, last: bool) -> int:
@@ -462,6 +471,8 @@ class Rollout:
         self.memory = self.memory.select_rows(staying)
         if self.hidden is not None:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
+        if self.thought is not None:
+            self.thought = self.thought[torch.tensor(staying, dtype=torch.long, device=self.thought.device)]
         if self._fed is not None:
             kept = torch.tensor(staying, dtype=torch.long, device=self.model.device)
             self._fed = [embeddings[kept] for embeddings in self._fed]
@@ -471,7 +482,7 @@ class Rollout:
 
     def _account(self, number: int, rows: Sequence[Row], passes: int, seconds: float) -> None:
         remaining = dict(zip(map(id, self.rows), self.memory.real_slots.tolist(), strict=True))
-        for row, handed in zip(rows, self._handed, strict=True):
+        for row, handed, thinking in zip(rows, self._handed, self._thinking, strict=True):
             step = row.steps[number]
             before = row.accounts[-1].slots if row.accounts else 0
             written = tuple(row.written) if isinstance(step, Write) else ()
@@ -493,6 +504,7 @@ class Rollout:
                     memory_bytes=remaining.get(id(row), before + fed) * self.memory.slot_bytes,
                     forward_passes=fed if isinstance(step, Write) else passes,
                     seconds=max(seconds / len(rows) - inside, 0.0),
+                    thinking=thinking,
                     handover=handed,
                     branches=branches,
                 )

@@ -149,6 +149,7 @@ class Session:
             other._row.seed = seed
         other._rollout = Rollout(self._model, self._alignment, [other._row], self.memory.clone())
         other._rollout.hidden = self._rollout.hidden
+        other._rollout.thought = self._rollout.thought
         return other
 
     def save(self, path: Path | str, storage: Storage = Storage.NATIVE) -> None:
@@ -178,13 +179,13 @@ class Session:
             )
         rollout, row, memory = self._rollout, self._row, self._rollout.memory
         of_row = row.thoughts, row.writes, row.handovers, row.reach
-        before = memory.slots, memory.next_position, memory.made, rollout.hidden
+        before = memory.slots, memory.next_position, memory.made, rollout.hidden, rollout.thought
         row.program = Program((*program, *ahead))
         try:
             rollout.step(len(self._steps), last=False)
         except BaseException:  # Ctrl-C in a notebook, for one: the session is as it was before this step
             rollout.memory = memory
-            memory.slots, memory.next_position, memory.made, rollout.hidden = before
+            memory.slots, memory.next_position, memory.made, rollout.hidden, rollout.thought = before
             row.thoughts, row.writes, row.handovers, row.reach = of_row
             raise
         if self._row.error is not None:

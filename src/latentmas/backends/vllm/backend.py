@@ -239,7 +239,7 @@ class VLLMBackend:
             self._done.append(JobError(key=key, error=error))
             return
         try:
-            work.passage.take(item.written, item.finish_reason, item.reused)
+            work.passage.take(item.written, item.finish_reason, item.reused, item.thinking)
         except SampleError as error:
             self._done.append(JobError(key=key, error=error))
             return

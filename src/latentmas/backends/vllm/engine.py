@@ -7,13 +7,14 @@ import math
 import platform
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, final
 
 from latentmas.backends.vllm.compatibility import check_hooks, check_installed
 from latentmas.backends.vllm.requests import Request
 from latentmas.backends.vllm.settings import LatentSettings, latent_name
 from latentmas.errors import CapabilityError, ConfigError, EngineError, LatentMASError, NumericalError, SampleError
+from latentmas.protocols import ThoughtAccount
 from latentmas.samples import FinishReason
 
 OURS: Final = frozenset(
@@ -123,6 +124,7 @@ class Finished:
         reused: Positions that came out of the prefix cache.
         error: Why the request came to nothing, or why what it wrote is worth nothing.
         may_pass: The error lies with the engine, so the same request may go well another time.
+        thinking: How the thoughts of each Think of the request changed; empty, or None for one, where nobody measured.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Finished:
     reused: int = 0
     error: SampleError | None = None
     may_pass: bool = False
+    thinking: tuple[ThoughtAccount | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,8 @@ class VLLMEngine:
 
         self._stop_tokens = options.stop_tokens
         self._closed = threading.Event()
+        self._measures = options.latent is not None and options.latent.measures
+        self._thinks: dict[str, tuple[tuple[int, int], ...]] = {}
         try:
             arguments = EngineArgs(**options.arguments())
         except TypeError as error:
@@ -228,13 +233,25 @@ class VLLMEngine:
             self._engine.add_request(name, prompt, self._parameters(request))
         except ValueError as error:
             raise SampleError(f"vLLM refuses the request: {_first_line(error)}") from error
+        if self._measures and request.thinks:
+            self._thinks[name] = request.thinks
 
     def step(self) -> list[Finished]:
         """Let the engine work until it has something to say; return the requests that ended."""
-        return [self._finished(output) for output in self._engine.step() if output.finished]
+        finished = [self._finished(output) for output in self._engine.step() if output.finished]
+        wanted = [(item.name, thinks) for item in finished if (thinks := self._thinks.pop(item.name, ()))]
+        if not wanted:
+            return finished
+        # Once for all that ended in a step; every worker has the same thoughts.
+        [answers, *_] = self._engine.collective_rpc("latentmas_thinking", args=(wanted,))
+        thinking = {name: _thinking(answer) for (name, _), answer in zip(wanted, answers, strict=True)}
+        return [replace(item, thinking=thinking.get(item.name, ())) for item in finished]
 
     def abort(self, names: Iterable[str]) -> None:
-        self._engine.abort_request(list(names))
+        gone = list(names)
+        for name in gone:
+            self._thinks.pop(name, None)
+        self._engine.abort_request(gone)
 
     def close(self) -> None:
         """End the engine's processes and give its memory back. Also works on an engine that broke."""
@@ -326,6 +343,20 @@ class VLLMEngine:
             checkpoint=tuple(report.get("checkpoint", ())),
             runner=report.get("runner", ""),
         )
+
+
+def _thinking(answer: Iterable[Mapping[str, Any] | None]) -> tuple[ThoughtAccount | None, ...]:
+    return tuple(
+        None
+        if found is None
+        else ThoughtAccount(
+            cosines=tuple(found["cosines"]),
+            hidden_norms=tuple(found["hidden_norms"]),
+            effective_rank=found["effective_rank"],
+            collapsed_after=found["collapsed_after"],
+        )
+        for found in answer
+    )
 
 
 def _first_line(error: BaseException) -> str:

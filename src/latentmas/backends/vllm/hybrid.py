@@ -7,7 +7,7 @@ model's KV cache is thrown away. With `VLLMBackend` alone a position is computed
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 import torch
@@ -20,6 +20,7 @@ from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import Request
 from latentmas.errors import SampleError
 from latentmas.program import Program, Read, Step, Think
+from latentmas.protocols import ThoughtAccount
 
 THOUGHT: Final = -1
 """Stands for a thought between the two models. It is no token of either, so that no text can hold it."""
@@ -38,6 +39,7 @@ class HybridEngine:
         self._thinker = thinker
         self._writer = writer
         self._waiting: dict[str, Request] = {}
+        self._thinking: dict[str, tuple[ThoughtAccount | None, ...]] = {}
 
     @property
     def facts(self) -> EngineFacts:
@@ -50,11 +52,12 @@ class HybridEngine:
     def step(self) -> list[Finished]:
         """Think for one batch of requests, then let the writer work."""
         failed = self._think()
-        return failed or self._writer.step()
+        return failed or [replace(item, thinking=self._thinking.pop(item.name, ())) for item in self._writer.step()]
 
     def abort(self, names: Iterable[str]) -> None:
         gone = set(names)
         self._waiting = {name: request for name, request in self._waiting.items() if name not in gone}
+        self._thinking = {name: thinking for name, thinking in self._thinking.items() if name not in gone}
         self._writer.abort(gone)
 
     def close(self) -> None:
@@ -75,12 +78,13 @@ class HybridEngine:
             try:
                 if isinstance(result, SampleError):
                     raise result
-                self._writer.add(name, request, result)
+                self._writer.add(name, request, result.inputs)
+                self._thinking[name] = tuple(result.thinking.get(think) for think in request.thinks)
             except SampleError as error:
                 failed.append(Finished(name=name, written=(), finish_reason=None, error=error))
         return failed
 
-    def _embed_in_parts(self, programs: Sequence[Program]) -> list[Tensor | SampleError]:
+    def _embed_in_parts(self, programs: Sequence[Program]) -> list[_Embedded | SampleError]:
         """Embed a batch; when the thinker's memory runs out, its halves, as the transformers backend does."""
         try:
             return self._embed(programs)
@@ -93,8 +97,8 @@ class HybridEngine:
         return [*self._embed_in_parts(programs[:half]), *self._embed_in_parts(programs[half:])]
 
     @torch.inference_mode()
-    def _embed(self, programs: Sequence[Program]) -> list[Tensor | SampleError]:
-        """Return ``[tokens, E]`` input embeddings of each program, on the CPU, or why there are none."""
+    def _embed(self, programs: Sequence[Program]) -> list[_Embedded | SampleError]:
+        """Return the input embeddings of each program, or why there are none."""
         model = self._thinker.model
         rows = [Row(program=program, seed=0) for program in programs]
         recorder = _Recorder(self._thinker.alignment)
@@ -102,7 +106,7 @@ class HybridEngine:
         recorder.rollout = rollout
         rollout.run()
         embed = model.causal.get_input_embeddings()
-        results: list[Tensor | SampleError] = []
+        results: list[_Embedded | SampleError] = []
         for row in rows:
             if row.error is not None:
                 results.append(row.error)
@@ -114,8 +118,30 @@ class HybridEngine:
                     parts.append(embed(torch.tensor(step.tokens, device=model.device)))
                 elif isinstance(step, Think):
                     parts += [next(thoughts)[None] for _ in range(step.steps)]
-            results.append(torch.cat(parts).cpu())
+            results.append(_Embedded(torch.cat(parts).cpu(), _thinking(row)))
         return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """What a program is for the writer.
+
+    Attributes:
+        inputs: ``[tokens, E]`` on the CPU.
+        thinking: How thoughts changed, by where a Think begins and how many it has.
+    """
+
+    inputs: Tensor
+    thinking: dict[tuple[int, int], ThoughtAccount | None]
+
+
+def _thinking(row: Row) -> dict[tuple[int, int], ThoughtAccount | None]:
+    position, found = 0, {}
+    for account in row.accounts:
+        if account.thoughts:
+            found[position, account.thoughts] = account.thinking
+        position += account.prompt_tokens + account.thoughts
+    return found
 
 
 @dataclass(slots=True)

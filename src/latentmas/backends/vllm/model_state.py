@@ -22,10 +22,12 @@ class LatentModelState(DefaultModelState):
         self._placeholder = LatentSettings.of(vllm_config).placeholder
         self._thoughts = model.open_thoughts()
         # One more column than there are positions: what follows a full context is no thought.
+        self._names = [""] * self.max_num_reqs
         self._marked = np.zeros((self.max_num_reqs, self.max_model_len + 1), dtype=np.bool_)
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
+        self._names[req_index] = new_req_data.req_id
         marked = self._marked[req_index]
         marked[:] = False
         marked[list(thought_positions(new_req_data.prompt_token_ids or (), self._placeholder))] = True
@@ -46,5 +48,7 @@ class LatentModelState(DefaultModelState):
                 last=input_batch.cu_num_logits_np[1 : count + 1].astype(np.int64) - 1,
                 begins=self._marked[slot, start],
                 ends=self._marked[slot, end],
+                position=end,
+                names=[self._names[index] for index in slot],
             )
         )

@@ -7,7 +7,7 @@ and makes them in `compute_logits`, which both model runners call with the last 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,9 +21,13 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from latentmas.alignment import AlignmentKind, EmbeddingSpace, build_alignment
 from latentmas.backends.fingerprint import describe_weight
+from latentmas.backends.vllm.recorder import Recorder
 from latentmas.backends.vllm.settings import SCHEDULER, LatentSettings
 from latentmas.backends.vllm.thoughts import Thoughts
 from latentmas.errors import CapabilityError
+
+RECORDED: Final = 4
+"""Requests whose thoughts are kept, for each that can run: those that wait or have just ended as well."""
 
 
 class _Thinks:
@@ -79,6 +83,9 @@ class _Thinks:
             hidden_size=space.head.shape[1],
             dtype=config.model_config.dtype,
             device=space.head.device,
+            recorder=Recorder(RECORDED * scheduler.max_num_seqs)
+            if settings.measures and get_tensor_model_parallel_rank() == 0
+            else None,
         )
         return self.thoughts
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from latentmas.errors import CapabilityError, ContextLimitError, SampleError
 from latentmas.program import Handover, Join, Program, Read, Recall, Sampling, Step, Think, ThoughtSource, Write
-from latentmas.protocols import StepAccount
+from latentmas.protocols import StepAccount, ThoughtAccount
 from latentmas.samples import FinishReason
 
 TRANSFORMERS_CAN: Final = "leave --use_vllm out: the transformers backend can"
@@ -23,12 +23,14 @@ class Request:
         tokens: With the placeholder at every thought.
         max_tokens: At most so many are written, at least 1.
         seed: 63 bits; a greedy request ignores it.
+        thinks: Of each Think that is new in it the position of its first thought, and how many it has.
     """
 
     tokens: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
+    thinks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +41,13 @@ class Reply:
         written: Without end of text.
         finish_reason: None where nothing was asked for but to read.
         reused: Positions that the prefix cache had.
+        thinking: How the thoughts of each Think of the request changed; None where it was not measured.
     """
 
     written: tuple[int, ...]
     finish_reason: FinishReason | None
     reused: int = 0
+    thinking: tuple[ThoughtAccount | None, ...] = ()
 
 
 def refuse(program: Program) -> None:
@@ -135,9 +139,16 @@ class Passage:
             max_tokens=write.max_new_tokens if write else 1,
             sampling=write.sampling if write else Sampling(),
             seed=write_seed(self._seed, len(self.replies)),
+            thinks=self._thinks(),
         )
 
-    def take(self, written: Sequence[int], finish_reason: FinishReason, reused: int) -> None:
+    def take(
+        self,
+        written: Sequence[int],
+        finish_reason: FinishReason,
+        reused: int,
+        thinking: tuple[ThoughtAccount | None, ...] = (),
+    ) -> None:
         """Take what came of the last request.
 
         Raises:
@@ -147,9 +158,10 @@ class Passage:
         wrote = self._write is not None
         self._next = self._stop + 1
         if not wrote:  # something has to be asked for; nobody wants the one token
-            self.replies.append(Reply(written=(), finish_reason=None, reused=reused))
+            self.replies.append(Reply(written=(), finish_reason=None, reused=reused, thinking=thinking))
             return
-        self.replies.append(Reply(written=tuple(written), finish_reason=finish_reason, reused=reused))
+        reply = Reply(written=tuple(written), finish_reason=finish_reason, reused=reused, thinking=thinking)
+        self.replies.append(reply)
         if not self.ended and self._placeholder in written:
             raise SampleError("an agent wrote the token that stands for a thought, and another one would read it")
         self._tokens += written
@@ -179,6 +191,17 @@ class Passage:
                     pass
         return tokens
 
+    def _thinks(self) -> tuple[tuple[int, int], ...]:
+        """Return the first position and the length of each Think up to the next Write."""
+        position, found = len(self._tokens), []
+        for step in self._steps[self._next : self._stop]:
+            if isinstance(step, Read):
+                position += len(step.tokens)
+            elif isinstance(step, Think) and step.steps:
+                found.append((position, step.steps))
+                position += step.steps
+        return tuple(found)
+
     @property
     def ended(self) -> bool:
         return self._next >= len(self._steps)
@@ -193,7 +216,11 @@ class Passage:
             slot_bytes: Keys and values of one slot.
             seconds: The job's share of the engine's time.
         """
-        drafts = list(_accounts(self._steps, iter(self.replies)))
+        thinking = iter([account for reply in self.replies for account in reply.thinking])
+        drafts = [
+            replace(draft, thinking=next(thinking, None)) if draft.thoughts else draft
+            for draft in _accounts(self._steps, iter(self.replies))
+        ]
         passes = sum(draft.forward_passes for draft in drafts) or 1
         reused = max((reply.reused for reply in self.replies), default=0)
         accounts = []

@@ -37,12 +37,14 @@ class LatentSettings:
             vLLM's prefix cache stays right.
         soft_temperature: Of the alignment ``soft``.
         tokens: Length of the tokenizer: what alignments take for the vocabulary. None takes all rows of the embedding.
+        measures: Keep thoughts until somebody asks how they changed, as the backend does; clients of a server do not.
     """
 
     placeholder: int
     alignment: str = "norm"
-    soft_temperature: float = 2.0
+    soft_temperature: float = 0.5
     tokens: int | None = None
+    measures: bool = False
 
     @classmethod
     def of(cls, vllm_config: Any) -> LatentSettings:
@@ -72,8 +74,12 @@ class LatentSettings:
             "hf_overrides": {"architectures": [latent_name(architecture)]},
             "scheduler_cls": SCHEDULER,
             "worker_cls": WORKER,
-            "additional_config": {KEY: asdict(self)},
+            "additional_config": {KEY: asdict(self) if self.measures else _without_measures(self)},
         }
+
+
+def _without_measures(settings: LatentSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "measures"}
 
 
 def latent_name(architecture: str) -> str:

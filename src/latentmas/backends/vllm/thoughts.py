@@ -5,6 +5,7 @@ Shape letters: N token rows of a step, R requests of a step, S slots (one per re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentmas.alignment import Alignment
+from latentmas.backends.vllm.recorder import Recorder
 
 _NONE: Final = -1
 
@@ -28,6 +30,8 @@ class Chunks:
         last: Its row among those whose logits are computed.
         begins: Its first token is a thought.
         ends: The token after its chunk is a thought.
+        position: Of the token after its chunk.
+        names: Of the requests, as the engine knows them; empty where nobody measures.
     """
 
     slot: NDArray[np.int64]
@@ -35,6 +39,8 @@ class Chunks:
     last: NDArray[np.int64]
     begins: NDArray[np.bool_]
     ends: NDArray[np.bool_]
+    position: NDArray[np.int64]
+    names: Sequence[str] = ()
 
 
 def check_chunk(marked: NDArray[np.bool_], start: int, end: int) -> None:
@@ -62,11 +68,21 @@ class Thoughts:
         slots: S.
         rows: Largest N.
         hidden_size: E.
+        recorder: Is given every thought; None where nobody measures.
     """
 
     def __init__(
-        self, alignment: Alignment, *, slots: int, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        alignment: Alignment,
+        *,
+        slots: int,
+        rows: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        recorder: Recorder | None = None,
     ) -> None:
+        self.recorder = recorder
         self._alignment = alignment
         self._device = device
         self._waiting = torch.zeros(slots, hidden_size, dtype=dtype, device=device)
@@ -74,6 +90,7 @@ class Thoughts:
         self._inputs = torch.zeros(rows, hidden_size, dtype=dtype, device=device)
         self._used = 0
         self._due: tuple[Tensor, Tensor] | None = None
+        self._due_of: tuple[list[str], list[int]] = [], []
 
     def begin(self, chunks: Chunks) -> None:
         """Say what the next step runs."""
@@ -88,6 +105,9 @@ class Thoughts:
         if chunks.ends.any():
             last, slot = (self._staged(part[chunks.ends]) for part in (chunks.last, chunks.slot))
             self._due = last.to(self._device, non_blocking=True), slot.to(self._device, non_blocking=True)
+            if self.recorder is not None:
+                names = [chunks.names[row] for row in np.flatnonzero(chunks.ends).tolist()]
+                self._due_of = names, chunks.position[chunks.ends].tolist()
 
     def overlay(self, embeddings: Tensor) -> Tensor:
         """Return ``[N, E]`` input embeddings with thoughts where the step has placeholders.
@@ -103,8 +123,11 @@ class Thoughts:
         """Take the ``[>= R, E]`` last hidden states of a step, once: the head is also computed at other times."""
         if self._due is not None:
             (last, slot), self._due = self._due, None
-            thoughts = self._alignment(hidden.index_select(0, last))
-            self._waiting.index_copy_(0, slot, thoughts.to(self._waiting.dtype))
+            made_from = hidden.index_select(0, last)
+            thoughts = self._alignment(made_from).to(self._waiting.dtype)
+            self._waiting.index_copy_(0, slot, thoughts)
+            if self.recorder is not None:
+                self.recorder.keep(*self._due_of, thoughts, torch.linalg.vector_norm(made_from.float(), dim=1))
 
     def _staged(self, values: NDArray[Any]) -> Tensor:
         """Return the values where the device can fetch them by itself; a copy of ordinary memory would wait for it."""

@@ -30,7 +30,7 @@ def _stock_worker() -> type[Any]:
 
 
 class LatentWorker(_stock_worker()):  # type: ignore[misc]
-    """vLLM's worker for this platform, with two methods more."""
+    """vLLM's worker for this platform, with three methods more."""
 
     _watch: _BatchWatch | None = None
 
@@ -50,6 +50,11 @@ class LatentWorker(_stock_worker()):  # type: ignore[misc]
         """Return what a manifest must know of this worker."""
         runner = "V2" if self.vllm_config.use_v2_model_runner else "V1"
         return {"runner": runner, "checkpoint": list(getattr(self.model_runner.get_model(), "checkpoint", ()))}
+
+    def latentmas_thinking(self, wanted: list[Any]) -> list[Any]:
+        """Return how the thoughts of requests changed; see `Recorder.take`."""
+        recorder = self.model_runner.get_model().thoughts.recorder
+        return [] if recorder is None else recorder.take(wanted)
 
 
 def _forward(watch: _BatchWatch, forward: Any, *args: Any, **options: Any) -> Any:
@@ -93,6 +98,8 @@ class _BatchWatch:
                 last=np.arange(count, dtype=np.int64),
                 begins=self._is_thought(position),
                 ends=self._is_thought(after),
+                position=after,
+                names=names,
             )
         )
 
