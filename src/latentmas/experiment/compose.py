@@ -494,11 +494,14 @@ def _local_rows(path: Path, task: Task) -> Sequence[Row]:
         task.sample(found[0], 0)
     except DataError as error:
         # Only where a column is missing: what is in the columns is told row by row.
-        if "has no column" not in str(error) or not task.card.columns or task.card.withheld:
+        if not re.search(r"has (no column|neither the columns)", str(error)):
             raise
+        # Some tasks say themselves which columns they read.
+        told = all(column in str(error) for column in task.card.columns)
+        listed = "" if told else f" ({', '.join(task.card.columns)})"
         raise DataError(
-            f"{error}; {task.name} reads the columns {', '.join(task.card.columns)}: rename them in {named}, or write "
-            f"a task file for columns of your own: --task FILE.yaml ({TASKS_PAGE})"
+            f"{error}; rename its columns to those of {task.name}{listed}, or write a task file for columns of your "
+            f"own: --task FILE.yaml ({TASKS_PAGE})"
         ) from error
     return found
 
