@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.cli._pace import Pace
+from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
 from latentmas.errors import ConfigError
 from latentmas.experiment import sweep
-from latentmas.samples import Verdict
 
 
 def command(
@@ -66,8 +65,12 @@ def command(
         with sigterm_interrupts(), warnings_shown(console), ExitStack() as stack:
             silence_transformers()
 
-            def show(total: int) -> Callable[[Verdict | None], None]:
-                return stack.enter_context(progress(console, total=total, finished=0, correct=0))
+            checking = ExitStack()
+            stack.enter_context(checking).enter_context(announced(console, f"checking {len(grid)} runs"))
+
+            def show(total: int, cell: int) -> Pace:
+                checking.close()
+                return stack.enter_context(progress(console, Pace(total=total, run=cell)))
 
             output_dir.mkdir(parents=True, exist_ok=True)
             points += sweep.sweep(grid, options=options, folder=output_dir, show=show)

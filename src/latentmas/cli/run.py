@@ -9,12 +9,14 @@ import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Final, Protocol
 
 from rich.console import Console
 
 from latentmas.cli import _options
-from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.cli._pace import Pace
+from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.experiment import report, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading, executor
@@ -22,7 +24,7 @@ from latentmas.experiment.manifest import RunIdentity
 from latentmas.experiment.stats import Summary, summarize
 from latentmas.experiment.store import RunFolder
 from latentmas.program import Program
-from latentmas.protocols import Backend, Method
+from latentmas.protocols import Backend, Method, Report
 from latentmas.samples import Sample
 
 INTERRUPTED: Final = 130
@@ -61,7 +63,7 @@ class Plan(Protocol):
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
-    def open(self) -> Experiment: ...
+    def open(self, report: Report) -> Experiment: ...
 
 
 def command(**options: object) -> int:
@@ -102,7 +104,8 @@ def command(**options: object) -> int:
         with sigterm_interrupts(), warnings_shown(console):
             from latentmas.experiment import compose
 
-            plan = compose.check(config)
+            with announced(console, "reading options, data and tokenizer"):
+                plan = compose.check(config)
             for remark in plan.remarks:
                 say(console, remark)
             if plan.config.dry_run:
@@ -137,7 +140,7 @@ def work(plan: Plan, console: Console) -> Summary:
         sample_ids=tuple(sample.id for sample in plan.samples),
         date=plan.date,
     )
-    with RunFolder.open(config.folder, identity) as folder:
+    with RunFolder.open(config.folder, identity) as folder, ExitStack() as shown:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
@@ -146,14 +149,13 @@ def work(plan: Plan, console: Console) -> Summary:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
-        experiment = plan.open()
+        pace = shown.enter_context(progress(console, Pace(total=total, finished=done, correct=folder.correct)))
+        experiment = plan.open(pace.report)
+        pace.agents = tuple(experiment.method.roles)
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
             started = time.monotonic()
-            with (
-                executor(plan.grading.workers) as graders,
-                progress(console, total=total, finished=done, correct=folder.correct) as show,
-            ):
+            with executor(plan.grading.workers) as graders:
                 runner.run(
                     waiting,
                     method=experiment.method,
@@ -164,7 +166,8 @@ def work(plan: Plan, console: Console) -> Summary:
                     seed=config.seed,
                     save_ids=config.save_ids,
                     withhold=plan.withhold,
-                    on_record=lambda record: show(record.verdict),
+                    on_record=lambda record: pace.graded(record.verdict),
+                    on_answer=pace.answered,
                 )
         except KeyboardInterrupt:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)

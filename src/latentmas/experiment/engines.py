@@ -11,7 +11,7 @@ from latentmas.backends.gguf_file import is_gguf
 from latentmas.errors import CapabilityError, ConfigError
 from latentmas.experiment.config import RunConfig, calm_vllm
 from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
-from latentmas.protocols import Backend, Capability, Codec, Method
+from latentmas.protocols import Backend, Capability, Codec, Method, Report
 
 if TYPE_CHECKING:
     from latentmas.backends.vllm.engine import EngineOptions
@@ -119,8 +119,11 @@ def _settings(
     )
 
 
-def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
+def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool, report: Report = lambda progress: None) -> Backend:
     """Start an engine and return the backend on it.
+
+    Args:
+        report: Is told what is being done, now and while programs run.
 
     Raises:
         EngineError: It does not start.
@@ -138,7 +141,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     if options.prompt_embeds:
         from latentmas.backends.vllm.hybrid import THOUGHT, HybridEngine
 
-        thinker = open_transformers(_for_second_model(config), codec, [Capability.MEMORY])
+        thinker = open_transformers(_for_second_model(config), codec, [Capability.MEMORY], report)
         hybrid = {**shared, "model_fingerprint": thinker.model.fingerprint, "thoughts": "transformers"}
         return VLLMBackend(
             lambda: HybridEngine(thinker, VLLMEngine(options)),
@@ -146,6 +149,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
             placeholder=THOUGHT,
             model_id=config.model_name,
             environment=lambda facts: hybrid,
+            report=report,
         )
 
     def environment(facts: EngineFacts) -> dict[str, str | None]:
@@ -155,7 +159,9 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
         return VLLMEngine(options)
 
     placeholder = options.latent.placeholder if options.latent else None
-    return VLLMBackend(start, codec, placeholder=placeholder, model_id=config.model_name, environment=environment)
+    return VLLMBackend(
+        start, codec, placeholder=placeholder, model_id=config.model_name, environment=environment, report=report
+    )
 
 
 def _fingerprint(config: RunConfig, checkpoint: Sequence[str]) -> str:

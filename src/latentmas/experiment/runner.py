@@ -69,6 +69,7 @@ def run(
     save_ids: bool = False,
     withhold: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer, grade and store every sample, `backend.capacity` at a time.
 
@@ -79,6 +80,7 @@ def run(
         save_ids: Store the token ids of prompts and texts as well.
         withhold: Leave questions, options and prompts out of the records.
         on_record: Called after each record is stored.
+        on_answer: Called when a sample is through, or has come to nothing; grading and storing come later.
     """
     waiting = deque(samples)
     active: dict[str, _InFlight] = {}
@@ -109,10 +111,11 @@ def run(
                     continue  # a late outcome of a sample that already has its record
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                     del active[outcome.key]
+                    on_answer()
                     answered = record.answered() if scorer else None
                     score = graders.submit(scorer, *answered) if scorer and answered else None
                     ungraded.append((_withheld(record) if withhold else record, score))
-                    store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
+            store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
     except EngineError:  # an engine that is lost must not take along what was answered
         store_graded(leave=0)
         raise

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from latentmas.errors import ConfigError
 from latentmas.experiment import compose, runner
@@ -19,12 +19,26 @@ from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, stored_date
 from latentmas.experiment.stats import wilson
 from latentmas.experiment.store import RunFolder
-from latentmas.protocols import Backend
+from latentmas.protocols import Backend, Progress
 from latentmas.samples import Record, Verdict
 
 FULL: Final = "full"
 POSITIONS: Final = "true,rerotate,published"
 KEEPS: Final = "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3"
+
+
+class Witness(Protocol):
+    """Is told how a sweep goes."""
+
+    agents: Sequence[str]
+
+    def stored_before(self, verdict: Verdict | None) -> None:
+        """Count a sample that an earlier session finished."""
+        ...
+
+    def report(self, progress: Progress) -> None: ...
+    def answered(self) -> None: ...
+    def graded(self, verdict: Verdict | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +132,13 @@ def sweep(
     *,
     options: Mapping[str, object],
     folder: Path,
-    show: Callable[[int], Callable[[Verdict | None], None]],
+    show: Callable[[int, int], Witness],
 ) -> Iterator[Point]:
     """Run every cell and yield what came of it.
 
     Args:
         options: Of every run: model, task, samples, thoughts.
-        show: Given the number of samples in all, returns what is told the verdict of each.
+        show: Given the number of samples in all and in each cell, returns whom to tell how it goes.
 
     Raises:
         LatentMASError: A cell cannot be run; all of them are checked before weights are loaded.
@@ -137,7 +151,7 @@ def sweep(
         if config.use_vllm:
             raise ConfigError("hand-overs that filter memory run on the transformers backend; drop --use_vllm")
         plans.append(compose.check(config, begun=begun))
-    tell = show(sum(len(plan.samples) for plan in plans))
+    witness = show(sum(len(plan.samples) for plan in plans), len(plans[0].samples))
     backend: Backend | None = None
     try:
         for cell, plan in zip(grid, plans, strict=True):
@@ -150,10 +164,11 @@ def sweep(
             )
             with RunFolder.open(plan.config.folder, identity) as store:
                 for record in store.records():
-                    tell(record.verdict)
+                    witness.stored_before(record.verdict)
                 waiting = [sample for sample in plan.samples if sample.id not in store.done_ids]
                 if waiting:
-                    backend = backend or plan.open().backend
+                    backend = backend or plan.open(witness.report).backend
+                    witness.agents = tuple(plan.method.roles)
                     store.begin({**backend.environment(), **plan.notes})
                     runner.run(
                         waiting,
@@ -163,7 +178,8 @@ def sweep(
                         seed=plan.config.seed,
                         scorer=plan.grading.scorer,
                         withhold=plan.withhold,
-                        on_record=lambda record: tell(record.verdict),
+                        on_record=lambda record: witness.graded(record.verdict),
+                        on_answer=witness.answered,
                     )
                 records = list(store.records())
             yield _point(cell, records)

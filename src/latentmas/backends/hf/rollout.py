@@ -26,7 +26,16 @@ from latentmas.backends.hf.watch import Watch, watching
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, ThoughtSource, Write
-from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount
+from latentmas.protocols import (
+    AgentVectors,
+    ArtifactSink,
+    Capture,
+    HandoverAccount,
+    Phase,
+    Progress,
+    Report,
+    StepAccount,
+)
 from latentmas.samples import FinishReason
 
 
@@ -85,6 +94,8 @@ class Rollout:
     Args:
         sink: Takes similarities while the batch runs, and vectors of each row in `Row.vectors`.
         releases: A hand-over gives up the memory it cuts layer by layer, so that the two never exist as a whole.
+        report: Is told of every step, thought and token.
+        batch: Programs in the batch, where this one runs branches of them; 0 is its own rows.
 
     Attributes:
         memory: Of the rows still in the batch.
@@ -102,6 +113,8 @@ class Rollout:
         *,
         sink: ArtifactSink | None = None,
         releases: bool = False,
+        report: Report | None = None,
+        batch: int = 0,
     ) -> None:
         self.model = model
         self.alignment = alignment
@@ -111,6 +124,9 @@ class Rollout:
         self.attended: Tensor | None = None
         self.sink = sink
         self.releases = releases
+        self.report = report
+        self.batch = batch or len(self.rows)
+        self._doing: Progress | None = None
         self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
@@ -135,6 +151,7 @@ class Rollout:
                 # Never less than before: what is in memory was rotated for it, and a text may end early.
                 row.reach = max(row.reach, position + positions_ahead(row.steps[number:]))
         self._handed, self._branches = [None] * len(rows), {}
+        self._begin(number)
         match rows[0].steps[number]:
             case Read():
                 passes = self.read(number)
@@ -151,6 +168,35 @@ class Rollout:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self._account(number, rows, passes, time.perf_counter() - began)
+
+    def _begin(self, number: int) -> None:
+        """Report that step `number` begins. The branches of a Join report for themselves."""
+        if self.report is None:
+            return
+        step, rows = self.rows[0].steps[number], len(self.rows)
+        steps = 0
+        match step:
+            case Read():
+                phase = Phase.READING
+            case Think():
+                phase, steps = Phase.THINKING, step.steps
+            case Write():
+                phase, steps = Phase.WRITING, step.max_new_tokens
+            case Handover():
+                phase = Phase.HANDING_OVER
+            case Join():
+                phase = Phase.JOINING
+        agents = () if isinstance(step, Join) else tuple(dict.fromkeys(self.agents(number)))
+        self._doing = Progress(phase=phase, agents=agents, steps=steps, rows=rows, going=rows, batch=self.batch)
+        if not isinstance(step, Join):
+            self._tell()
+
+    def _tell(self, *, step: int = 0, going: int | None = None, tokens: int = 0) -> None:
+        """Report how far the step is; costs nothing where nobody wants to know."""
+        if self.report is None or self._doing is None:
+            return
+        going = self._doing.rows if going is None else going
+        self.report(replace(self._doing, step=step, going=going, tokens=tokens))
 
     def read(self, number: int) -> int:
         """Prefill; the LM head is not computed."""
@@ -185,6 +231,7 @@ class Rollout:
         finite = torch.ones(len(self.rows), dtype=torch.bool, device=self.model.device)
         made: list[Tensor] = []
         for place in range(step.steps):
+            self._tell(step=place + 1)
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
             else:
@@ -217,7 +264,7 @@ class Rollout:
         known = self._own_tokens(number) if penalty != 1 else None
         for row in self.rows:
             row.writes += 1
-        passes = 0
+        passes, began = 0, list(self.rows)
         for position in range(step.max_new_tokens):
             logits = self.model.logits(self.hidden)
             if known is not None:
@@ -233,6 +280,9 @@ class Rollout:
                     _take(row, token, bool(is_finite), self.model.stop_tokens, row.steps[number])
             ended = [row.error is not None or row.finish_reason is not None for row in self.rows]
             goes_on = [row.error is None and row.finish_reason is not FinishReason.STOP for row in self.rows]
+            if self.report is not None:
+                tokens = sum(len(row.written) for row in began)
+                self._tell(step=position + 1, going=ended.count(False), tokens=tokens)
             if last and all(ended):
                 break
             if last and any(ended):
@@ -265,7 +315,15 @@ class Rollout:
         rollouts: dict[int, Rollout] = {}
         for places in alike.values():
             batch = [of_row[place] for of_row in own for place in places]
-            rollout = Rollout(self.model, self.alignment, batch, sink=self.sink, releases=self.releases)
+            rollout = Rollout(
+                self.model,
+                self.alignment,
+                batch,
+                sink=self.sink,
+                releases=self.releases,
+                report=self.report,
+                batch=self.batch,
+            )
             rollout.run()
             rollouts |= dict.fromkeys(places, rollout)
         for row, of_row in zip(rows, own, strict=True):
@@ -277,6 +335,7 @@ class Rollout:
         if not staying:
             self.memory = self.memory.select_rows([])
             return 0
+        self._tell()
         parts = []
         for place in range(width):
             rollout = rollouts[place]

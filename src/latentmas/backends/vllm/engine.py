@@ -166,6 +166,10 @@ class Engine(Protocol):
     def add(self, name: str, request: Request, embeddings: Any = None) -> None: ...
     def step(self) -> list[Finished]: ...
     def abort(self, names: Iterable[str]) -> None: ...
+    def written(self) -> int:
+        """Tokens that the requests in it have written so far."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -235,6 +239,10 @@ class VLLMEngine:
 
     def abort(self, names: Iterable[str]) -> None:
         self._engine.abort_request(list(names))
+
+    def written(self) -> int:
+        states = self._engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def close(self) -> None:
         """End the engine's processes and give its memory back. Also works on an engine that broke."""

@@ -57,6 +57,9 @@ class HybridEngine:
         self._waiting = {name: request for name, request in self._waiting.items() if name not in gone}
         self._writer.abort(gone)
 
+    def written(self) -> int:
+        return self._writer.written()
+
     def close(self) -> None:
         self._writer.close()
 
