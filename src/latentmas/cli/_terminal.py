@@ -94,7 +94,8 @@ def progress(console: Console, pace: Pace) -> Iterator[Pace]:
             _print_plain(console, pace)
         return
     shown = _Shown(pace)
-    with Live(shown, console=console, refresh_per_second=4):
+    # An engine's processes begin while this runs; what they write to is not taken from them.
+    with Live(shown, console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False):
         yield pace
 
 
