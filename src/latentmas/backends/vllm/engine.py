@@ -222,11 +222,11 @@ class VLLMEngine:
                 raise
             except Exception as error:  # whatever stops an engine from starting: memory, devices, kernels, its options
                 self.close()
-                cause = find_cause(error, heard.text() if heard is not None else "")
-                more = ""
-                if heard is not None and cause.remedy is None:
+                said = heard.text() if heard is not None else ""
+                cause, more = find_cause(error, said), ""
+                if said and cause.remedy is None:
                     more = "; its own messages above say more"
-                elif heard is not None and calm:
+                elif said and calm and heard is not None:
                     heard.drop()
                     more = " (VLLM_LOGGING_LEVEL=WARNING shows its own messages)"
                 raise EngineError(f"vLLM did not start: {cause}{more}") from error

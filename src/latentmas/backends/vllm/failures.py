@@ -88,7 +88,7 @@ def _chain(error: BaseException) -> Iterator[str]:
         yield from _chain(error.__cause__)
     text = " ".join(str(error).split())
     # pydantic puts a count in front of what was said
-    text = re.sub(r"^\d+ validation errors? for \w+ (\S+ )?(Value error, )?", "", text)
+    text = re.sub(r"^\d+ validation errors? for \S+ (.*?Value error, )?", "", text)
     text = re.sub(r" \[type=.*$", "", text)
     yield f"{type(error).__name__}: {text}" if text else type(error).__name__
 
