@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,23 +64,25 @@ def _raised(said: str) -> Iterator[str]:
 
     One that was replaced by another while it was handled is left out: the later one is meant for people.
     """
-    lines = [_PREFIX.sub("", line).rstrip() for line in said.splitlines()]
+    lines = [(match[0], line[match.end() :].rstrip()) for line in said.splitlines() if (match := _PREFIX.match(line))]
     inside = False
     found: list[str] = []
-    for number, line in enumerate(lines):
+    for number, (source, line) in enumerate(lines):
         if line == _TRACEBACK:
             inside = True
         elif line == _HANDLING and found:
             found.pop()
         elif inside and re.match(r"[A-Za-z_][\w.]*(: |$)", line):
             inside = False
-            more = []
-            for after in lines[number + 1 : number + 4]:
-                if not after or after == _TRACEBACK or after.startswith(("Process ", "[")):
-                    break
-                more.append(after.strip())
-            found.append(" ".join([line, *more]))
+            rest = _paragraph(source, lines[number + 1 : number + 4]) if source else []
+            found.append(" ".join([line, *rest]))
     yield from found
+
+
+def _paragraph(source: str, lines: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what the same source goes on to say, up to an empty line."""
+    going_on = itertools.takewhile(lambda said: said[0] == source and said[1], lines)
+    return [line.strip() for _, line in going_on]
 
 
 def _chain(error: BaseException) -> Iterator[str]:

@@ -111,12 +111,12 @@ def overheard(*, held: bool) -> Iterator[Overheard | None]:
     try:
         yield heard
     finally:
+        heard.release()  # first: once nobody holds the pipe, it is no longer listened to
         os.dup2(target, STDERR)
         os.close(target)
         if own is not None:
             sys.stderr = before
             own.close()
-        heard.release()
 
 
 def _is_stderr(stream: TextIO | None) -> bool:
