@@ -24,22 +24,13 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     Raises:
         CapabilityError: It is not installed, or cannot do this; says which backend can.
     """
-    from latentmas.backends.vllm import backend, compatibility
+    from latentmas.backends.vllm import compatibility
 
     if config.model_name == SCRIPTED:
         raise ConfigError(f"{SCRIPTED!r} is a backend without a model; drop --use_vllm")
     _refuse_gguf(config.model_name)
     thinks = Capability.MEMORY in method.needs
-    can = backend.LATENT_CAPABILITIES if thinks else backend.STOCK_CAPABILITIES
-    if missing := method.needs - can:
-        names = {
-            Capability.NOISE: "--control noise",
-            Capability.PARTIAL_HANDOVER: f"--handover {config.handover}",
-            Capability.JOIN: "independent agents (--topology parallel)",
-            Capability.HANDOVER_FILTER: "hand-overs that filter, move or pack memory",
-        }
-        what = ", ".join(sorted(names.get(each, each.value) for each in missing))
-        raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
+    refuse_missing(config, method)
     if thinks and config.repetition_penalty != 1:
         raise CapabilityError(
             f"vLLM would count the prompts of all agents into --repetition_penalty {config.repetition_penalty:g}, and "
@@ -50,6 +41,26 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     if thinks and config.use_second_HF_model:
         _for_second_model(config)
     vllm_options(config, codec, thinks=thinks)
+
+
+def refuse_missing(config: RunConfig, method: Method) -> None:
+    """Refuse a method that needs what no engine has; needs no vLLM to know.
+
+    Raises:
+        CapabilityError: Names the option, and the backend that can.
+    """
+    from latentmas.backends.vllm import backend
+
+    can = backend.LATENT_CAPABILITIES if Capability.MEMORY in method.needs else backend.STOCK_CAPABILITIES
+    if missing := method.needs - can:
+        names = {
+            Capability.NOISE: "--control noise",
+            Capability.PARTIAL_HANDOVER: f"--handover {config.handover}",
+            Capability.JOIN: "independent agents (--topology parallel)",
+            Capability.HANDOVER_FILTER: "hand-overs that filter, move or pack memory",
+        }
+        what = ", ".join(sorted(names.get(each, each.value) for each in missing))
+        raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
 
 
 def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool, with_text: bool = False) -> EngineOptions:
