@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -225,6 +228,20 @@ def test_the_server_command_and_its_request_agree(capsys):
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
     assert main(["vllm", "--model_name", "tiny", "--question", "What is <|pad|>?"]) == 1
     assert "stands for a thought" in capsys.readouterr().err
+
+
+def test_the_extra_names_only_versions_that_the_docs_say_were_run():
+    from packaging.requirements import Requirement
+
+    repository = Path(__file__).parents[3]
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    [extra] = [Requirement(line) for line in project["optional-dependencies"]["vllm"]]
+    rows = re.findall(r"^\| ([\d., ]+) \| (.+?) \|", (repository / "docs" / "vllm.md").read_text(), re.MULTILINE)
+    told = {version: "not run" not in seen for versions, seen in rows for version in versions.split(", ")}
+    assert sum(told.values()) >= 2
+    assert {version: extra.specifier.contains(version) for version in told} == told
+    [tested] = re.findall(r"^VLLM_TESTED := (\S+)$", (repository / "Makefile").read_text(), re.MULTILINE)
+    assert told[tested]
 
 
 def requested(capsys, *words):
