@@ -130,7 +130,7 @@ class Pace:
         """Return for example ``batch 2 of 7: critic 2 of 4, thought 12 of 20``; empty where nothing is known.
 
         Args:
-            width: Columns there are; None is without limit. What matters least goes first.
+            width: Columns there are, without the rate; what matters least goes first. None is without limit, with it.
         """
         progress = self._doing
         if self._answers and self.finished + self._answers >= self.total:
@@ -142,12 +142,18 @@ class Pace:
         head = self._place(progress)
         who = self._who(progress.agents)
         parts = [who, *self._what(progress)]
-        if self._rate > 0:
-            parts.append(f"{self._rate:.0f} tokens/s" if self._rate >= 10 else f"{self._rate:.1f} tokens/s")
+        if width is None:
+            parts.append(self.rate())
         parts = [part for part in parts if part]
         while width is not None and len(parts) > 1 and len(head + ", ".join(parts)) > width:
             parts.pop()
         return head + ", ".join(parts)
+
+    def rate(self) -> str:
+        """Return for example ``41 tokens/s``, of the text that is being written; empty where there is none."""
+        if self._rate <= 0:
+            return ""
+        return f"{self._rate:.0f} tokens/s" if self._rate >= 10 else f"{self._rate:.1f} tokens/s"
 
     def seconds_left(self) -> float | None:
         """Return the time the rest will take; None before anybody can know, and when nothing is left."""

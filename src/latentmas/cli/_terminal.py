@@ -26,6 +26,7 @@ from latentmas.cli._pace import FIRST_SECONDS, Pace, Schedule
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
 SECONDS_BETWEEN_LOOKS: Final = 0.5
+INDENT: Final = 2
 NARROWEST_BAR: Final = 8
 WIDEST_BAR: Final = 40
 
@@ -133,7 +134,12 @@ class _Shown:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         pace, width = self._pace, options.max_width
         elapsed = str(timedelta(seconds=int(time.monotonic() - self._began)))
-        state = pace.state()
+        state, doing = pace.state(), pace.doing()
+        if len(doing) > width - INDENT:
+            doing = pace.doing(width - INDENT)
+            # The line above has room for the rate, at the cost of the bar.
+            if (rate := pace.rate()) and len(with_rate := f"{state}, {rate}") + len(elapsed) + 4 <= width:
+                state = with_rate
         line = Table.grid(padding=(0, 1))
         cells: list[RenderableType] = [self._spinner]
         room = width - len(state) - len(elapsed) - 4
@@ -144,5 +150,5 @@ class _Shown:
             cells.append(Text(elapsed, style="progress.elapsed"))
         line.add_row(*cells)
         yield line
-        if doing := pace.doing(width - 2):
-            yield Text(f"  {doing}", no_wrap=True, overflow="ellipsis")
+        if doing:
+            yield Text(" " * INDENT + doing, no_wrap=True, overflow="ellipsis")
