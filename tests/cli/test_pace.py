@@ -107,6 +107,16 @@ def test_the_rate_begins_anew_with_the_next_text(clock):
     assert pace.doing().endswith("10 tokens/s")
 
 
+def test_the_rate_of_a_longer_text_of_the_same_agent_begins_anew_too(clock):
+    pace = open_pace(clock, 140)
+    pace.report(writing(20, 310, tokens=20))
+    clock.now += 10
+    pace.report(writing(20, 1, tokens=20))
+    clock.now += 10
+    pace.report(writing(20, 11, tokens=220))
+    assert pace.rate() == "20 tokens/s"
+
+
 def test_branches_that_share_a_batch_are_counted(clock):
     pace = open_pace(clock, 20)
     three = ("planner", "critic", "refiner")

@@ -88,7 +88,7 @@ def test_answers_of_a_batch_are_all_counted_before_a_verdict_is_waited_for():
     release = Event()
 
     def slowly(answer, sample):
-        release.wait(10)
+        release.wait(0.1)
         return score(answer, sample)
 
     def count():

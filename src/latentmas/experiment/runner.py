@@ -106,7 +106,7 @@ def run(
                 outcomes += work.start(method, backend)
             if not outcomes:
                 outcomes = _collect(backend, active)
-            for number, outcome in enumerate(outcomes, start=1):
+            for outcome in outcomes:
                 if outcome.key not in active:
                     continue  # a late outcome of a sample that already has its record
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
@@ -115,9 +115,9 @@ def run(
                     answered = record.answered() if scorer else None
                     score = graders.submit(scorer, *answered) if scorer and answered else None
                     ungraded.append((_withheld(record) if withhold else record, score))
-                    # Nobody waits for a verdict before all of these are counted.
-                    left = len(outcomes) - number
-                    store_graded(leave=left + min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
+                    store_graded(leave=len(ungraded))
+            # Nobody waits for a verdict before all answers of a batch are counted.
+            store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
     except EngineError:  # an engine that is lost must not take along what was answered
         store_graded(leave=0)
         raise
