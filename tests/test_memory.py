@@ -18,8 +18,8 @@ from torch import Tensor
 from latentmas.backends.hf.load import fingerprint
 from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.memory import LatentMemory
-from latentmas.program import Handover, KeepSpec, Program, Read, SlotKind, Think
-from latentmas.rope import Rope
+from latentmas.program import Handover, KeepSpec, Positions, Program, Read, SlotKind, Think
+from latentmas.rope import STILL, Rope
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
 ROPES: dict[str, dict[str, object]] = {
@@ -132,6 +132,44 @@ def test_split_rows_have_no_padding_and_lose_nothing(drawn: tuple[LatentMemory, 
         assert bool(alone.valid.all())
         assert content(alone, 0) == content(kept, row)
         assert alone.next_position.tolist() == [int(kept.next_position[row])]
+
+
+def test_stacked_memories_hold_the_rows_of_each() -> None:
+    short, long = memory_of([2, 1, 3]), memory_of([4, 1, 2], [1, 3, 2])
+    stacked = LatentMemory.stack([short, long])
+    assert [content(stacked, row) for row in range(6)] == [
+        *(content(short, row) for row in range(3)),
+        *(content(long, row) for row in range(3)),
+    ]
+    assert stacked.next_position.tolist() == [*short.next_position.tolist(), *long.next_position.tolist()]
+    assert [stacked.turns_of(row) for row in (2, 5)] == [short.turns_of(2), long.turns_of(2)]
+
+
+def test_turns_say_who_took_up_which_positions_also_after_slots_were_dropped() -> None:
+    memory = memory_of([2, 4, 1], [1, 1, 3])
+    assert memory.turns_of(0) == [("agent 0", 2), ("agent 1", 1)]
+    assert memory.turns_of(2) == [("agent 0", 1), ("agent 1", 3)]
+    kept = memory.keep(memory.agents == 1)
+    assert kept.turns_of(1) == [("agent 0", 4), ("agent 1", 1)]
+    assert kept.select_rows([2, 0]).turns_of(1) == memory.turns_of(0)
+    valid = torch.ones(3, 2, dtype=torch.bool)
+    memory.extend(valid, "on trial", SlotKind.PROMPT)
+    memory.forget_newest(valid)
+    assert memory.turns_of(0) == [("agent 0", 2), ("agent 1", 1)]
+    memory.extend(valid, "agent 1", SlotKind.TEXT)
+    assert memory.turns_of(0) == [("agent 0", 2), ("agent 1", 3)]
+
+
+def test_slots_that_moved_together_have_turns_as_long_as_what_is_left_of_them() -> None:
+    memory = memory_of([3, 4, 2], [2, 1, 3])
+    chosen = memory.valid.clone()
+    chosen[0, 1] = False  # the first of the first agent's four columns is padding in this row
+    compact = memory.keep(chosen)
+    compact.reposition(Positions.REROTATE, [STILL] * LAYERS)
+    assert compact.turns_of(0) == [("agent 0", 2), ("agent 1", 2)]
+    assert compact.turns_of(1) == memory.turns_of(1)
+    compact.reposition(Positions.PUBLISHED, None)
+    assert compact.turns_of(0) == [(None, 4)], "positions that are taken twice are nobody's"
 
 
 def test_a_choice_of_another_shape_is_refused() -> None:
@@ -290,6 +328,7 @@ def test_a_memory_file_gives_back_exactly_what_was_saved(tiny: Any, tmp_path: Pa
         memory.save(tmp_path / "memory", model.fingerprint)
         loaded = LatentMemory.load(tmp_path / "memory", model.fingerprint)
         assert equal(loaded, memory)
+        assert loaded.turns == memory.turns
         assert loaded.keys(0).dtype == dtype
         assert loaded.next_position.tolist() == [8, 6]
         grown = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -18,12 +19,14 @@ from latentmas.program import (
     KeepSpec,
     Program,
     Read,
+    Recall,
     Sampling,
     Step,
     Think,
     ThoughtSource,
     Write,
 )
+from latentmas.protocols import Job
 
 READ = Read(agent="planner", tokens=(1, 2, 3), text="a plan,\n  please")
 THINK = Think(agent="planner", steps=5)
@@ -187,6 +190,55 @@ def test_joined_memories_are_laid_end_to_end() -> None:
     assert Program((Join(branches=BRANCHES), READ, WRITE)).count() == Count(
         prompt_tokens=3 + 1 + 3, thoughts=7, max_written_tokens=8, max_slots=22, positions=22
     )
+
+
+def recalling(*branches: int, agent: str = "critic") -> Program:
+    return Program((Recall(branches=branches), Handover(agent="planner"), Read(agent=agent, tokens=(1, 2))))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recall(branches=()), r"a Recall of branches \(\); expected at least one"),
+        (lambda: Recall(branches=(1, 1)), r"branches \(1, 1\); expected at least one, each once"),
+        (lambda: Recall(branches=(-1,)), "each once, from 0 on"),
+        (lambda: Program((READ, Recall(branches=(0,)))), "step 2: a Recall is what a branch begins with"),
+        (lambda: Program((Recall(branches=(0,)), THINK)), "step 2: 'planner' has no hidden state"),
+        (lambda: Join(branches=(BRANCHES[0], recalling(1))), "branch 1 of a Join recalls branch 1, which does not"),
+        (lambda: Join(branches=(recalling(1), BRANCHES[0])), "branch 0 of a Join recalls branch 1, which does not"),
+        (lambda: Join(branches=BRANCHES, laid=(1,)), "branch 0 of a Join is neither laid down nor recalled"),
+        (lambda: Join(branches=BRANCHES, laid=(1, 2)), r"lays down \(1, 2\); expected some of 0 to 1"),
+        (lambda: Join(branches=BRANCHES, laid=()), r"lays down \(\); expected some of 0 to 1"),
+        (lambda: Job(key="a", program=recalling(0)), r"a job begins with a Recall of \(0,\); only a branch"),
+    ],
+)
+def test_a_recall_that_finds_nothing_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ProgramError, match=message):
+        make()
+
+
+def test_what_is_recalled_is_counted_once() -> None:
+    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), laid=(1, 2))
+    count = Program((join, READ, WRITE)).count()
+    left = BRANCHES[0].count()
+    assert (count.prompt_tokens, count.thoughts) == (left.prompt_tokens + 2 + 2 + 3, left.thoughts)
+    assert count.positions == left.positions + 2 + 2 + 3 + 8
+    # The branch itself waits while two others go on from copies of it.
+    assert count.max_slots == max(3 * left.max_slots + 4, left.max_slots + 4 + 3 + 8)
+
+
+def test_who_lays_down_all_branches_says_what_older_programs_said() -> None:
+    whole, named = Join(branches=BRANCHES), Join(branches=BRANCHES, laid=(0, 1))
+    turned = Join(branches=BRANCHES, laid=(1, 0))
+    assert whole == named
+    assert len({Program((join, READ)).digest for join in (whole, named, turned)}) == 2
+
+
+def test_recalled_branches_are_printed_by_number() -> None:
+    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), laid=(1, 2))
+    lines = Program((join, READ, WRITE)).describe().splitlines()
+    assert lines[1] == "   1 Join of 3 branches, laid down: branches 1, 2"
+    assert lines[4] == "       1   |  1 Recall   branch 0"
 
 
 def test_thoughts_of_joined_branches_outlive_a_handover_of_thoughts() -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.int8 import Packed, Range, pack
 from latentmas.program import Positions, SlotKind, Storage
 from latentmas.rope import Rope
+from latentmas.turns import Turn, lay
 
 FILE_FORMATS: Final = ("latentmas-memory-2", "latentmas-memory-1")
 """The first is written, all of them are read."""
@@ -48,6 +50,13 @@ class Share:
     bytes: int
 
 
+class Begun(NamedTuple):
+    """Where a turn begins; it goes on to the next. `agent` is None where nobody knows whose it is."""
+
+    agent: str | None
+    start: int
+
+
 class LatentMemory:
     """Keys and values of every layer, and for every slot: is it real, its position, its agent and kind.
 
@@ -61,6 +70,8 @@ class LatentMemory:
         next_position: ``[B]`` the position of the next token: one past the largest true position ever used,
             never the number of slots (DESIGN law 4), unless a hand-over said otherwise.
         made: ``[B]`` real slots that were ever in this memory.
+        turns: For each row, who took up which positions, in order. Dropping slots changes nothing of that; by it a Join
+            knows what several memories have in common.
     """
 
     def __init__(self, rows: int, layers: int, device: torch.device | str = "cpu", capacity: int = 0) -> None:
@@ -68,6 +79,7 @@ class LatentMemory:
         self.slots = 0
         self.next_position = torch.zeros(rows, dtype=torch.long, device=device)
         self.made = torch.zeros(rows, dtype=torch.long, device=device)
+        self.turns: list[tuple[Begun, ...]] = [()] * rows
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
         self._capacity = capacity
@@ -168,13 +180,23 @@ class LatentMemory:
         positions = (self.next_position[:, None] + real.cumsum(dim=1) - 1) * real  # [B, T]
         self._valid[:, span] = valid
         self._positions[..., span] = positions[None, :, None]
-        names = [agents] * self.rows if isinstance(agents, str) else agents
+        names = [agents] * self.rows if isinstance(agents, str) else list(agents)
+        if names != [turns[-1].agent if turns else None for turns in self.turns]:
+            self._begin_turns(names)
         self._agents[..., span] = self.agent_numbers(names)[None, :, None, None]
         self._kinds[..., span] = int(kind)
         self.next_position = self.next_position + real.sum(dim=1)
         self.made = self.made + real.sum(dim=1)
         self.slots += new
         return positions
+
+    def _begin_turns(self, names: Sequence[str]) -> None:
+        """Note where each agent begins to speak that did not speak last."""
+        for row, (name, start) in enumerate(zip(names, self.next_position.tolist(), strict=True)):
+            # What was read on trial or undone took no position in the end.
+            earlier = tuple(turn for turn in self.turns[row] if turn.start < start)
+            speaks_on = bool(earlier) and earlier[-1].agent == name
+            self.turns[row] = earlier if speaks_on else (*earlier, Begun(name, start))
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the newest T slots of a layer; return all keys and values of it as views, ``[B, H, S, D]``.
@@ -254,6 +276,7 @@ class LatentMemory:
         result.agent_names = list(self.agent_names)
         result.slots, result._capacity = self.slots, self._capacity
         result.next_position, result.made = self.next_position[index], self.made[index]
+        result.turns = [self.turns[row] for row in rows]
         result._valid = self._valid[index]
         result._positions, result._agents = self._positions[:, index], self._agents[:, index]
         result._kinds = self._kinds[:, index]
@@ -286,6 +309,10 @@ class LatentMemory:
         result = self.clone()
         result._positions[..., : self.slots] = moved * real
         result.next_position = self.next_position + offset
+        result.turns = [
+            tuple(Begun(turn.agent, max(0, turn.start + by)) if turn.start else turn for turn in turns)
+            for turns, by in zip(self.turns, offset.tolist(), strict=True)
+        ]
         result._move(ropes, [offset] * self.layers)
         return result
 
@@ -304,14 +331,28 @@ class LatentMemory:
             compact = ((self.valid.cumsum(dim=1) - 1) * self.valid)[None, :, None]  # [1, B, 1, S]
             offset = compact - self._positions[..., : self.slots] * self.valid[None, :, None]  # [P, B, Q, S]
             self._move(ropes, [offset[layer if len(offset) > 1 else 0] for layer in range(self.layers)])
+            self.turns = self._compact_turns()
             self._positions[..., : self.slots] = compact
+        else:
+            self.turns = [(Begun(None, 0),)] * self.rows  # positions are taken twice
         self.next_position = self.real_slots
+
+    def _compact_turns(self) -> list[tuple[Begun, ...]]:
+        """Return the turns once the slots have moved together to 0, 1, 2 ..."""
+        if not self.uniform:
+            return [(Begun(None, 0),)] * self.rows  # each head has its own
+        positions = self._positions[0, :, 0, : self.slots]
+        return [
+            tuple(Begun(agent, int((valid & (own < start)).sum())) for agent, start in turns)
+            for turns, valid, own in zip(self.turns, self.valid, positions, strict=True)
+        ]
 
     @classmethod
     def join(cls, parts: Sequence[LatentMemory], ropes: Sequence[Rope]) -> LatentMemory:
-        """Return memories that were made independently, laid end to end: the next positions add up.
+        """Return memories that were made independently, laid end to end, each turn of an agent once.
 
-        What several parts hold of the same agent is laid down once, as the first of them has it.
+        What several parts hold of the same agent is laid down once, as the first of them has it; and positions count
+        once what several parts count, also where its slots were dropped. So the next position is that of the union.
 
         Args:
             parts: At least one, all of the same rows, layers and widths.
@@ -324,10 +365,11 @@ class LatentMemory:
         sets, heads = (max(part._positions.shape[axis] for part in parts) for axis in (0, 2))
         result = cls(rows, layers, device)
         positions, agents, kinds, wanted = [], [], [], []
-        offset = torch.zeros(rows, dtype=torch.long, device=device)
         seen: list[Tensor] = []
+        layings = [lay([part.turns_of(row) for part in parts]) for row in range(rows)]
+        result.turns = [_begun(laying.turns) for laying in layings]
         offsets = []
-        for part in parts:
+        for number, part in enumerate(parts):
             shape = (sets, rows, heads, part.slots)
             valid = part.valid[None, :, None].expand(shape)
             numbers = result.agent_numbers_of(part)[part._agents[..., : part.slots].long()].expand(shape)
@@ -337,23 +379,25 @@ class LatentMemory:
                     known = torch.tensor(sorted(before), dtype=numbers.dtype, device=device)
                     again[:, row] = torch.isin(numbers[:, row], known) & valid[:, row]
             seen.append(torch.where(valid, numbers, -1))
-            moved = part._positions[..., : part.slots] + offset[None, :, None, None]
+            offset = part._offsets([laying.starts[number] for laying in layings])  # [B], or [P, B, Q, S]
+            offsets.append(offset)
+            moved = part._positions[..., : part.slots] + (offset[None, :, None, None] if offset.dim() == 1 else offset)
             positions.append(moved.expand(shape) * valid)
             agents.append(numbers)
             kinds.append(part._kinds[..., : part.slots].expand(shape))
             wanted.append(valid & ~again)
-            offsets.append(offset)
-            offset = offset + part.next_position
         result.slots = result._capacity = sum(part.slots for part in parts)
-        result.next_position = offset
+        result.next_position = torch.tensor([laying.end for laying in layings], dtype=torch.long, device=device)
         result._valid = torch.cat([part.valid for part in parts], dim=1)
         result._positions, result._agents = torch.cat(positions, dim=-1), torch.cat(agents, dim=-1)
         result._kinds = torch.cat(kinds, dim=-1)
         for layer in range(layers):
-            # A memory that starts at 0 is not turned, so that joining one alone changes no bit.
             moved_pairs = [
-                (keys, values) if number == 0 else ropes[layer].move(keys, values, own)
-                for number, (part, own) in enumerate(zip(parts, offsets, strict=True))
+                ropes[layer].move(keys, values, own if own.dim() == 1 else own[layer if len(own) > 1 else 0])
+                # What stays where it is is not turned, so that not one of its bits changes.
+                if bool(own.any())
+                else (keys, values)
+                for part, own in zip(parts, offsets, strict=True)
                 for keys, values in [(part.keys(layer), part.values(layer))]
             ]
             result._keys[layer] = torch.cat([keys for keys, _ in moved_pairs], dim=2)
@@ -362,6 +406,59 @@ class LatentMemory:
         once = _sizes(chosen)
         result.made = sum((part.made - part.real_slots for part in parts), once)
         return result._gather(*_places(chosen, once), release=True)
+
+    @classmethod
+    def stack(cls, parts: Sequence[LatentMemory]) -> LatentMemory:
+        """Return the rows of several memories of the same layers in one batch; shorter ones are padded on the left."""
+        layers, device = parts[0].layers, parts[0].device
+        sets, heads = (max(part._positions.shape[axis] for part in parts) for axis in (0, 2))
+        width = max(part.slots for part in parts)
+        result = cls(sum(part.rows for part in parts), layers, device, capacity=width)
+        result.slots = width
+        result.next_position = torch.cat([part.next_position for part in parts])
+        result.made = torch.cat([part.made for part in parts])
+        result.turns = [turns for part in parts for turns in part.turns]
+        result._valid = torch.cat([pad(part.valid, (width - part.slots, 0)) for part in parts])
+        labels = []
+        for part in parts:
+            numbers = result.agent_numbers_of(part)[part._agents[..., : part.slots].long()]
+            own = (part._positions[..., : part.slots], numbers, part._kinds[..., : part.slots])
+            labels.append([pad(label, (width - part.slots, 0)).expand(sets, -1, heads, -1) for label in own])
+        result._positions, result._agents, result._kinds = (
+            torch.cat(same, dim=1) for same in zip(*labels, strict=True)
+        )
+        for name, buffers in (("keys", result._keys), ("values", result._values)):
+            for layer in range(layers):
+                filled = [pad(getattr(part, name)(layer), (0, 0, width - part.slots, 0)) for part in parts]
+                buffers[layer] = torch.cat(filled)
+        return result
+
+    def turns_of(self, row: int) -> list[Turn]:
+        """Return who took up how many positions of a row, in order, from 0 to the next position."""
+        end = int(self.next_position[row])
+        begun = [turn for turn in self.turns[row] if turn.start < end] or [Begun(None, 0)] * (end > 0)
+        starts = [0, *(turn.start for turn in begun[1:]), end]
+        return [Turn(turn.agent, stop - start) for turn, (start, stop) in zip(begun, pairwise(starts), strict=False)]
+
+    def _offsets(self, starts: Sequence[Sequence[int]]) -> Tensor:
+        """Return by how much each slot moves, ``[P, B, Q, S]``; ``[B]`` where all of a row move alike.
+
+        Args:
+            starts: Where the turns of each row shall begin.
+        """
+        begun = [_begun(self.turns_of(row)) for row in range(self.rows)]
+        moves = [
+            [new - turn.start for turn, new in zip(turns, anew, strict=True)] or [0]
+            for turns, anew in zip(begun, starts, strict=True)
+        ]
+        if all(len(set(of_row)) == 1 for of_row in moves):
+            return torch.tensor([of_row[0] for of_row in moves], dtype=torch.long, device=self.device)
+        used = self._positions[..., : self.slots]
+        offset = torch.zeros_like(used)
+        for row, (turns, of_row) in enumerate(zip(begun, moves, strict=True)):
+            for turn, by in zip(turns, of_row, strict=False):
+                offset[:, row] = torch.where(used[:, row] >= turn.start, by, offset[:, row])
+        return offset * self.valid[None, :, None]
 
     def _move(self, ropes: Sequence[Rope], offsets: Sequence[Tensor]) -> None:
         """Rotate what is in every layer, in place; see `Rope.rotate` for the shapes of offsets."""
@@ -451,6 +548,7 @@ class LatentMemory:
             "format": FILE_FORMATS[0],
             "fingerprint": fingerprint,
             "agent_names": json.dumps(self.agent_names),
+            "turns": json.dumps(self.turns),
             "layers": str(self.layers),
             "storage": storage.value,
             "dtype": str(first.dtype if first is not None else None).removeprefix("torch."),
@@ -491,6 +589,9 @@ class LatentMemory:
             memory.slots = valid.shape[1]
             memory.next_position = tensors["next_position"]
             memory.made = tensors.get("made", memory.next_position)
+            # Older files do not say who spoke when; their positions belong to nobody else's.
+            known = json.loads(metadata.get("turns", "null")) or [[(None, 0)]] * valid.shape[0]
+            memory.turns = [tuple(Begun(agent, start) for agent, start in turns) for turns in known]
             memory._valid = valid
             memory._positions, memory._agents, memory._kinds = (
                 labels if (labels := tensors[name]).dim() == 4 else labels[None, :, None]
@@ -518,6 +619,7 @@ class LatentMemory:
         result.agent_names = list(self.agent_names)
         result.slots = width
         result.next_position, result.made = self.next_position.clone(), self.made.clone()
+        result.turns = list(self.turns)
         result._valid = kept
         full = order.expand(sets, -1, heads, -1)
         result._positions, result._agents, result._kinds = (
@@ -595,6 +697,11 @@ def _take(buffer: Tensor, order: Tensor) -> Tensor:
     places = (first + order).flatten()
     taken = buffer.reshape(rows * heads * capacity, width).index_select(0, places)
     return taken.view(rows, heads, order.shape[2], width)
+
+
+def _begun(turns: Sequence[Turn]) -> tuple[Begun, ...]:
+    ends = accumulate(turn.length for turn in turns)
+    return tuple(Begun(turn.agent, end - turn.length) for turn, end in zip(turns, ends, strict=True))
 
 
 def _agents_of_rows(seen: Sequence[Tensor], rows: int) -> list[set[int]]:

@@ -8,17 +8,19 @@ before anything runs. Nothing here knows a model, a tokenizer or a task.
     Handover(agent, keep, ...)  which of the memory the next agent gets, where, and stored how
     Write(agent, ...)           decode text until end of text or `max_new_tokens`
     Join(branches)              memories made independently, laid end to end
+    Recall(branches)            first step of a branch: go on from what branches before it left
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 
 from latentmas.errors import ProgramError
+from latentmas.turns import Turn, add, lay
 
 DIGEST_VERSION = 2
 """Goes into every digest; raised when the meaning of a step changes."""
@@ -284,25 +286,81 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
-    """Run `branches` on empty memories and lay the results end to end, in this order.
+class Recall:
+    """First step of a branch of a Join: go on from what branches before it left, laid end to end as a Join lays them.
 
-    Positions of a branch are moved behind those of the branches before it: next positions add up. What several branches
-    hold of the same agent is laid down once, as the first of them has it.
+    So an agent that several others hear is computed once. Its branch stays as it is, for whoever else recalls it.
+
+    Attributes:
+        branches: Which of the Join's branches, counted from 0.
     """
 
-    branches: tuple[Program, ...]
+    branches: tuple[int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "branches", tuple(self.branches))
-        if len(self.branches) < 2:
-            raise ProgramError(f"a Join of {len(self.branches)} branch joins nothing; expected at least 2")
-        for branch in self.branches:
+        if not self.branches or min(self.branches) < 0 or len(set(self.branches)) < len(self.branches):
+            raise ProgramError(f"a Recall of branches {self.branches}; expected at least one, each once, from 0 on")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Run `branches` on empty memories, or on what they recall, and lay the results end to end, in this order.
+
+    What an agent left is laid down once, as the first branch that holds any of it has it. Positions are those of the
+    union: the turns of all branches, one behind the other, each once. So the next position is the number of tokens and
+    thoughts of everyone who took part, dropped or not.
+
+    Attributes:
+        laid: Which branches are laid down, and in which order, counted from 0; None is all of them. The others are
+            there to be recalled.
+    """
+
+    branches: tuple[Program, ...]
+    laid: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "branches", tuple(self.branches))
+        count = len(self.branches)
+        if self.laid is not None:
+            laid = tuple(self.laid)
+            object.__setattr__(self, "laid", None if laid == tuple(range(count)) else laid)
+            if not laid or not set(laid) <= set(range(count)) or len(set(laid)) < len(laid):
+                raise ProgramError(f"a Join of {count} branches lays down {laid}; expected some of 0 to {count - 1}")
+        if count < 2:
+            raise ProgramError(f"a Join of {count} branch joins nothing; expected at least 2")
+        used = set(self.laid_down)
+        for number, branch in enumerate(self.branches):
             if writers := [step.agent for step in branch if isinstance(step, Write)]:
                 raise ProgramError(f"agent {writers[0]!r} writes inside a Join; only memories can be joined")
+            if late := [other for other in branch.recalled if other >= number]:
+                raise ProgramError(f"branch {number} of a Join recalls branch {late[0]}, which does not come before it")
+            used.update(branch.recalled)
+        if idle := sorted(set(range(count)) - used):
+            raise ProgramError(f"branch {idle[0]} of a Join is neither laid down nor recalled")
+
+    @property
+    def laid_down(self) -> tuple[int, ...]:
+        """Which branches are laid down, and in which order."""
+        return tuple(range(len(self.branches))) if self.laid is None else self.laid
+
+    @property
+    def waves(self) -> tuple[tuple[int, ...], ...]:
+        """Which branches may run side by side, one group after the other: each recalls branches of earlier groups."""
+        depths: list[int] = []
+        for branch in self.branches:
+            depths.append(1 + max((depths[number] for number in branch.recalled), default=-1))
+        return tuple(
+            tuple(number for number, own in enumerate(depths) if own == depth) for depth in range(max(depths) + 1)
+        )
+
+    def needed_from(self, wave: int) -> frozenset[int]:
+        """Return which branches are laid down, or recalled in one of the waves from `wave` on."""
+        later = (number for group in self.waves[wave:] for number in group)
+        return frozenset(self.laid_down).union(*(self.branches[number].recalled for number in later))
 
 
-Step = Read | Think | Handover | Write | Join
+Step = Read | Think | Handover | Write | Join | Recall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +388,7 @@ class Program:
 
     Raises:
         ProgramError: A Think or Write has no hidden state to start from (at the start, or straight after a Join),
-            a Join is not the first step, a Join's branch writes, or a Handover has nothing to hand over.
+            a Join or Recall is not the first step, a Join's branch writes, or a Handover has nothing to hand over.
     """
 
     steps: tuple[Step, ...]
@@ -354,6 +412,10 @@ class Program:
                     if has_memory:
                         raise ProgramError(f"step {number}: a Join starts from empty memory and must come first")
                     has_memory, has_hidden_state = True, False
+                case Recall():
+                    if has_memory:
+                        raise ProgramError(f"step {number}: a Recall is what a branch begins with and must come first")
+                    has_memory, has_hidden_state = True, False
                 case _:
                     pass
 
@@ -363,7 +425,13 @@ class Program:
     @property
     def agents(self) -> tuple[str, ...]:
         """Names in the order of their first step."""
-        return tuple(dict.fromkeys(step.agent for step in self.flat() if not isinstance(step, Join)))
+        return tuple(dict.fromkeys(step.agent for step in self.flat() if not isinstance(step, Join | Recall)))
+
+    @property
+    def recalled(self) -> tuple[int, ...]:
+        """Which branches of the Join that it is a branch of it goes on from; none where it starts from nothing."""
+        first = self.steps[0]
+        return first.branches if isinstance(first, Recall) else ()
 
     @property
     def reads(self) -> tuple[Read, ...]:
@@ -389,53 +457,55 @@ class Program:
 
         A filter that is not structural is counted as keeping everything, so slots are an upper bound.
         """
-        return self._count()[0]
+        return self._count(())[0]
 
-    def _count(self) -> tuple[Count, dict[tuple[str, SlotKind], int]]:
-        """Return the counts, and how many slots of each agent and kind are left at the end."""
-        prompt = thoughts = written = position = peak = 0
-        slots: dict[tuple[str, SlotKind], int] = {}
+    def _count(self, recalled: Sequence[_Left]) -> tuple[Count, _Left]:
+        """Return the counts, and what is in memory at the end.
 
-        def grow(agent: str, kind: SlotKind, amount: int) -> None:
-            nonlocal position, peak
-            slots[agent, kind] = slots.get((agent, kind), 0) + amount
-            position += amount
-            peak = max(peak, sum(slots.values()))
-
+        Args:
+            recalled: What each of the branches left that it goes on from.
+        """
+        prompt = thoughts = written = peak = 0
+        left = _union(recalled)
         for step in self.steps:
             match step:
                 case Read():
                     prompt += len(step.tokens)
-                    grow(step.agent, SlotKind.PROMPT, len(step.tokens))
+                    left.grow(step.agent, SlotKind.PROMPT, len(step.tokens))
                 case Think():
                     thoughts += step.steps
-                    grow(step.agent, SlotKind.THOUGHT, step.steps)
+                    left.grow(step.agent, SlotKind.THOUGHT, step.steps)
                 case Write():
                     written += step.max_new_tokens
-                    grow(step.agent, SlotKind.TEXT, step.max_new_tokens)
+                    left.grow(step.agent, SlotKind.TEXT, step.max_new_tokens)
                 case Handover(keep=KeepSpec(name="thoughts")) if step.keep.structural:
-                    slots = {key: amount for key, amount in slots.items() if key[1] is SlotKind.THOUGHT}
+                    left.slots = {key: amount for key, amount in left.slots.items() if key[1] is SlotKind.THOUGHT}
                 case Handover(keep=KeepSpec(name="last_agent")) if step.keep.structural:
-                    slots = {key: amount for key, amount in slots.items() if key[0] == step.agent}
+                    left.slots = {key: amount for key, amount in left.slots.items() if key[0] == step.agent}
                 case Join():
-                    for branch in step.branches:
-                        inner, left = branch._count()
-                        prompt += inner.prompt_tokens
-                        thoughts += inner.thoughts
-                        position += inner.positions
-                        peak += inner.max_slots  # branches run side by side
-                        already = {agent for agent, _ in slots}
-                        slots |= {key: amount for key, amount in left.items() if key[0] not in already}
-                case Handover():
+                    made: dict[int, _Left] = {}
+                    for wave, numbers in enumerate(step.waves):
+                        needed = step.needed_from(wave)
+                        together = sum(of.size for number, of in made.items() if number in needed)
+                        for number in numbers:
+                            branch = step.branches[number]
+                            inner, made[number] = branch._count([made[other] for other in branch.recalled])
+                            prompt += inner.prompt_tokens
+                            thoughts += inner.thoughts
+                            together += inner.max_slots  # those of a wave run side by side
+                        peak = max(peak, together)
+                    left = _union([made[number] for number in step.laid_down])
+                case Handover() | Recall():
                     pass
+            peak = max(peak, left.size)
         count = Count(
             prompt_tokens=prompt,
             thoughts=thoughts,
             max_written_tokens=written,
             max_slots=peak,
-            positions=position,
+            positions=sum(turn.length for turn in left.turns),
         )
-        return count, slots
+        return count, left
 
     def describe(self) -> str:
         """Return the program for a person: one line per step, after a line with its digest and counts."""
@@ -449,9 +519,41 @@ class Program:
     __str__ = describe
 
 
+@dataclass(slots=True)
+class _Left:
+    """What is in memory, as far as it is known before anything runs.
+
+    Attributes:
+        slots: How many slots of each agent and kind are left.
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    slots: dict[tuple[str, SlotKind], int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(self.slots.values())
+
+    def grow(self, agent: str, kind: SlotKind, amount: int) -> None:
+        self.slots[agent, kind] = self.slots.get((agent, kind), 0) + amount
+        add(self.turns, agent, amount)
+
+
+def _union(parts: Sequence[_Left]) -> _Left:
+    """Return what a Join of these leaves: every turn once, and slots as the first part has them that holds any."""
+    result = _Left(turns=lay([part.turns for part in parts]).turns)
+    for part in parts:
+        already = {agent for agent, _ in result.slots}
+        result.slots |= {key: amount for key, amount in part.slots.items() if key[0] not in already}
+    return result
+
+
 def _plain(step: Step) -> dict[str, object]:
     if isinstance(step, Join):
-        return {"verb": "Join", "branches": [[_plain(inner) for inner in branch] for branch in step.branches]}
+        branches = [[_plain(inner) for inner in branch] for branch in step.branches]
+        # Where all are laid down nothing is said, so that older programs keep their digests.
+        laid = {} if step.laid is None else {"laid": list(step.laid)}
+        return {"verb": "Join", "branches": branches, **laid}
     fields = asdict(step)
     fields.pop("text", None)
     if isinstance(step, Write):
@@ -477,12 +579,22 @@ def _lines(program: Program, indent: str) -> Iterator[str]:
                     detail += f", stored as {step.storage.value}"
             case Write():
                 detail = f"at most {step.max_new_tokens} tokens, {step.sampling}"
+            case Recall():
+                yield f"{indent}{number:2} Recall   {_numbers(step.branches)}"
+                continue
             case Join():
-                yield f"{indent}{number:2} Join of {len(step.branches)} branches"
-                for branch in step.branches:
-                    yield from _lines(branch, indent + "     | ")
+                laid = "" if step.laid is None else f", laid down: {_numbers(step.laid)}"
+                yield f"{indent}{number:2} Join of {len(step.branches)} branches{laid}"
+                numbered = any(branch.recalled for branch in step.branches)
+                for own, branch in enumerate(step.branches):
+                    mark = f"{own:<3} " if numbered else ""
+                    yield from _lines(branch, indent + f"     {mark}| ")
                 continue
         yield f"{indent}{number:2} {type(step).__name__:<8} {step.agent:<{width}}  {detail}"
+
+
+def _numbers(branches: Sequence[int]) -> str:
+    return ("branch " if len(branches) == 1 else "branches ") + ", ".join(map(str, branches))
 
 
 def _excerpt(text: str, limit: int = 60) -> str:

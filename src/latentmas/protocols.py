@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from latentmas.errors import SampleError
+from latentmas.errors import ProgramError, SampleError
 from latentmas.program import Count, Program
 from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
 
@@ -165,11 +165,18 @@ class Job:
     Attributes:
         key: Names the job among those in flight; the outcome carries it back.
         seed: The only source of randomness of the job (DESIGN law 2).
+
+    Raises:
+        ProgramError: The program is a branch: it goes on from others that are not in it.
     """
 
     key: str
     program: Program
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if recalled := self.program.recalled:
+            raise ProgramError(f"a job begins with a Recall of {recalled}; only a branch of a Join may")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

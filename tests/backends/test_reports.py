@@ -16,7 +16,7 @@ from latentmas.backends.scripted import ScriptedBackend
 from latentmas.backends.vllm.backend import VLLMBackend
 from latentmas.experiment import models
 from latentmas.experiment.config import RunConfig
-from latentmas.program import Join, Program, Read, Think, Write
+from latentmas.program import Join, Program, Read, Recall, Think, Write
 from latentmas.protocols import Capability, Phase, Progress
 
 
@@ -74,6 +74,22 @@ def test_branches_tell_of_themselves_within_the_batch_of_their_samples(tiny):
         (Phase.READING, ("c",), 3),
         (Phase.WRITING, ("c",), 3),
     ]
+
+
+def test_a_branch_that_goes_on_from_another_tells_of_itself_as_well(tiny):
+    told: list[Progress] = []
+
+    def team(number):
+        first = Program((Read(agent="a", tokens=(5, number)), Think(agent="a", steps=1)))
+        after = Program((Recall(branches=(0,)), Read(agent="b", tokens=(6, number)), Think(agent="b", steps=1)))
+        return Program(
+            (Join(branches=(first, after)), Read(agent="c", tokens=(7,)), Write(agent="c", max_new_tokens=2))
+        )
+
+    completions(reporting(tiny, told), jobs(team(number) for number in range(2)))
+    assert {(each.batch, each.rows) for each in told} == {(2, 2)}
+    turns = [each.agents for each in told if each.phase is Phase.READING]
+    assert turns == [("a",), ("b",), ("c",)]
 
 
 def test_the_halves_of_a_batch_that_was_too_large_tell_of_themselves(tiny, monkeypatch):

@@ -11,7 +11,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from latentmas.errors import CapabilityError, ContextLimitError
-from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Step, Think, ThoughtSource, Write
+from latentmas.program import (
+    Handover,
+    Join,
+    KeepSpec,
+    Program,
+    Read,
+    Recall,
+    Sampling,
+    Step,
+    Think,
+    ThoughtSource,
+    Write,
+)
 from latentmas.protocols import Backend, Capability, Completion, Job, JobError, Outcome
 
 if TYPE_CHECKING:
@@ -406,6 +418,78 @@ def check_an_agent_in_two_branches_is_laid_down_once(subject: Subject) -> None:
     program = Program((join, Read(agent="d", tokens=(7, 7)), Write(agent="d", max_new_tokens=8)))
     done = completions(subject.open(4), jobs([program]))["job-0"].steps
     promise(done[0].slots == 7 + 4 + 3, "who is heard through two branches is laid down once")
+
+
+def ladder(row: int, *, source: ThoughtSource = ThoughtSource.OWN, sampling: Sampling = GREEDY) -> Program:
+    """Return a team of two rounds and a half in which the middle one of the first is heard by both of the second."""
+    a, b, c, d, e, f, last = (prompts(70 + 10 * row + number, agents=1, shortest=3)[0] for number in range(7))
+
+    def turn(name: str, prompt: tuple[int, ...], steps: int) -> tuple[Step, ...]:
+        return (Read(agent=name, tokens=prompt), Think(agent=name, steps=steps, source=source))
+
+    branches = (
+        Program(turn("a", a, 2)),
+        Program(turn("b", b, 1)),
+        Program(turn("c", c, 2)),
+        Program((Recall(branches=(0, 1)), Handover(agent="b"), *turn("d", d, 2))),
+        Program((Recall(branches=(2, 1)), Handover(agent="b"), *turn("e", e, 2))),
+        Program((Recall(branches=(1,)), Handover(agent="b", keep=KeepSpec(name="last_agent")), *turn("f", f, 1))),
+    )
+    join = Join(branches=branches, laid=(3, 4, 5))
+    end = (Read(agent="last", tokens=last), Write(agent="last", max_new_tokens=16, sampling=sampling))
+    return Program((join, Handover(agent="f"), *end))
+
+
+def repeated(program: Program) -> Program:
+    """Return the program in which nothing is recalled, but computed again by each who goes on from it."""
+    [join, *rest] = program
+    assert isinstance(join, Join)
+    whole: list[Program] = []
+    for branch in join.branches:
+        match [whole[number] for number in branch.recalled]:
+            case []:
+                whole.append(branch)
+            case [one]:
+                whole.append(Program((*one, *branch.steps[1:])))
+            case several:
+                whole.append(Program((Join(branches=tuple(several)), *branch.steps[1:])))
+    return Program((Join(branches=tuple(whole[number] for number in join.laid_down)), *rest))
+
+
+def check_going_on_from_a_branch_equals_computing_it_again(subject: Subject) -> None:
+    """Recall(branch) and what follows is the branch's steps and what follows: text, slots and positions."""
+    backend = subject.open(8)
+    for sampling in (GREEDY, WARM):
+        programs = [ladder(row, sampling=sampling) for row in range(4)]
+        once = completions(backend, jobs(programs))
+        again = completions(backend, jobs(map(repeated, programs)))
+        for key, program in zip(once, programs, strict=True):
+            mine, other = once[key].steps, again[key].steps
+            promise(mine[-1].written == other[-1].written, "what is recalled is what would be computed again")
+            promise([step.slots for step in mine] == [step.slots for step in other], "as many slots are laid down")
+            promise(
+                program.count().positions == repeated(program).count().positions, "positions are those of the union"
+            )
+
+
+def check_what_several_hear_is_computed_once(subject: Subject) -> None:
+    program = ladder(0)
+    done = completions(subject.open(4), jobs([program]))["job-0"].steps
+    accounts = [account for branch in done[0].branches for account in branch] + list(done[1:])
+    count = program.count()
+    promise(sum(account.prompt_tokens for account in accounts) == count.prompt_tokens, "each agent reads once")
+    promise(sum(account.thoughts for account in accounts) == count.thoughts, "each agent thinks once")
+    promise(done[-1].slots == count.prompt_tokens + count.thoughts + done[-1].forward_passes, "each is there once")
+    verbs = [account.verb for account in done[0].branches[3]]
+    promise(verbs == ["Recall", "Handover", "Read", "Think"], "an account per step")
+    promise(done[0].branches[3][0].forward_passes == 0, "going on from a memory computes nothing")
+
+
+def check_rows_that_recall_do_not_affect_each_other(subject: Subject) -> None:
+    noise = [ladder(9, source=ThoughtSource.NOISE)] if subject.can(Capability.NOISE) else []
+    check_others_do_not_matter(
+        subject, jobs([*(ladder(row) for row in range(4)), *noise, chain(prompts(3), thoughts=2)])
+    )
 
 
 # Writing and accounts

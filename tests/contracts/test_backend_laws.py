@@ -416,6 +416,9 @@ def joins(subject: Subject) -> None:
         laws.check_branches_are_read_alone_and_in_order,
         laws.check_joined_accounts_add_up,
         laws.check_an_agent_in_two_branches_is_laid_down_once,
+        laws.check_going_on_from_a_branch_equals_computing_it_again,
+        laws.check_what_several_hear_is_computed_once,
+        laws.check_rows_that_recall_do_not_affect_each_other,
     ],
     ids=lambda check: check.__name__.removeprefix("check_"),
 )

@@ -1,7 +1,9 @@
 """What each method asks a model to do, seen through the scripted backend."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,21 @@ from latentmas.errors import ConfigError
 from latentmas.methods import baseline, latent_mas, text_mas
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe, latent_program
 from latentmas.methods.controls import Control, control, donors
-from latentmas.program import Budget, Handover, Join, KeepSpec, Program, Read, Think, ThoughtSource, Write
+from latentmas.program import (
+    Budget,
+    Count,
+    Handover,
+    Join,
+    KeepSpec,
+    Program,
+    Read,
+    Recall,
+    Think,
+    ThoughtSource,
+    Write,
+)
 from latentmas.prompts import load_prompts, parse_prompts
+from latentmas.protocols import StepAccount
 from latentmas.samples import AnswerKind, Sample
 
 SAMPLES = [Sample(id=f"s{n}", question=f"what is {n} + {n}?", target=str(2 * n)) for n in range(7)]
@@ -157,7 +172,10 @@ def outline(program: Program) -> str:
     words = []
     for step in program:
         if isinstance(step, Join):
-            words.append("[" + " | ".join(map(outline, step.branches)) + "]")
+            laid = "" if step.laid is None else ",".join(map(str, step.laid))
+            words.append("[" + " | ".join(map(outline, step.branches)) + "]" + laid)
+        elif isinstance(step, Recall):
+            words.append("<" + ",".join(map(str, step.branches)))
         else:
             words.append(f"{type(step).__name__[0]}{step.agent}")
     return " ".join(words)
@@ -172,20 +190,75 @@ def outline(program: Program) -> str:
         (team("ac", "bc", "cd", agents="abcd"), "[Ra Ta | Rb Tb] Hb Rc Tc Hc Rd Wd"),
         (
             team("ab", "ac", "bd", "cd", agents="abcd"),
-            "[Ra Ta Ha Rb Tb | Ra Ta Ha Rc Tc] Hc Rd Wd",
+            "[Ra Ta | <0 Ha Rb Tb | <0 Ha Rc Tc]1,2 Hc Rd Wd",
         ),
         (
             team("ac", "bc", "ad", "bd", "ce", "de", agents="abcde"),
-            "[[Ra Ta | Rb Tb] Hb Rc Tc | [Ra Ta | Rb Tb] Hb Rd Td] Hd Re We",
+            "[Ra Ta | Rb Tb | <0,1 Hb Rc Tc | <0,1 Hb Rd Td]2,3 Hd Re We",
+        ),
+        (
+            team("ac", "bc", "ce", "de", agents="abcde"),
+            "[Rd Td | Ra Ta | Rb Tb | <1,2 Hb Rc Tc]0,3 Hc Re We",
+        ),
+        (
+            team("ad", "bd", "be", "ce", "df", "ef", "fg", agents="abcdefg"),
+            "[Ra Ta | Rb Tb | <0,1 Hb Rd Td | Rc Tc | <1,3 Hc Re Te]2,4 He Rf Tf Hf Rg Wg",
         ),
     ],
-    ids=["chain", "shortcut", "parallel", "two stages", "diamond", "mesh"],
+    ids=["chain", "shortcut", "parallel", "two stages", "diamond", "mesh", "tree", "ladder"],
 )
 def test_any_team_compiles_to_what_its_agents_hear(graph: AgentGraph, expected: str):
     method = latent_mas.build(recipe(graph=graph))
     assert outline(method.program(SAMPLES[0])) == expected
     _, answer = solved(method, SAMPLES[0], ScriptedBackend(reply="x"))
     assert answer.text
+
+
+def debate(rounds: int) -> AgentGraph:
+    """Return two agents who hear both of the round before, and a judger who hears the last round."""
+    letters = "abcdefghijklmnopqrstuvwxyz"[: 2 * rounds + 1]
+    edges = [
+        letters[2 * turn + speaker] + letters[2 * turn + 2 + hearer]
+        for turn in range(rounds - 1)
+        for speaker in range(2)
+        for hearer in range(2)
+    ]
+    return team(*edges, letters[-3] + letters[-1], letters[-2] + letters[-1], agents=letters)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": KeepSpec(name="last_agent"), "handover_at": HandoverAt.EVERY}])
+def test_a_debate_grows_with_its_rounds_and_not_with_its_paths(options: dict[str, Any]):
+    def cost(rounds: int) -> tuple[Program, Count, Sequence[StepAccount]]:
+        program = latent_program(replace(recipe(graph=debate(rounds)), latent_steps=3, **options), SAMPLES[0])
+        return program, program.count(), ScriptedBackend().run([program])[0].steps
+
+    for rounds in range(2, 11):
+        program, count, accounts = cost(rounds)
+        speakers = 2 * rounds
+        assert len(program.agents) == speakers + 1
+        assert len(program.reads) == speakers + 1, "each agent reads once"
+        assert count.thoughts == 3 * speakers
+        assert count.prompt_tokens == sum(len(read.tokens) for read in program.reads)
+        assert count.positions == count.prompt_tokens + count.thoughts + count.max_written_tokens
+        branches = [account for branch in accounts[0].branches for account in branch]
+        done = [*branches, *accounts[1:]]
+        assert sum(account.prompt_tokens for account in done) == count.prompt_tokens
+        assert sum(account.thoughts for account in done) == count.thoughts
+        assert max(account.slots for account in done) <= count.max_slots
+        if not options:
+            assert accounts[-1].slots == count.prompt_tokens + count.thoughts + accounts[-1].forward_passes
+    two, four, ten = (cost(rounds)[1] for rounds in (2, 4, 10))
+    for name in ("prompt_tokens", "thoughts", "positions", "max_slots"):
+        of_two, of_four, of_ten = (getattr(count, name) for count in (two, four, ten))
+        assert of_ten - of_four <= 3 * (of_four - of_two), f"{name} of two, four and ten rounds: a line"
+
+
+def test_a_prompt_is_quoted_once_however_many_paths_lead_to_it():
+    quoting = replace(recipe(graph=debate(10)), include_old_prompts=True)
+    read = latent_program(quoting, SAMPLES[0]).reads[-1]
+    assert read.text.count(SAMPLES[0].question) == 21
+    chained = replace(recipe(graph=team("ab", "bc", "ac", agents="abc")), include_old_prompts=True)
+    assert latent_program(chained, SAMPLES[0]).reads[-1].text.count(SAMPLES[0].question) == 3
 
 
 def test_the_order_of_branches_is_an_option_and_shuffled_by_sample():

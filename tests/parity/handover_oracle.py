@@ -7,6 +7,7 @@ runs again from its input embeddings at every step, and rotary positions enter a
     dropping a slot       later queries do not see it, in that layer and head
     moving a slot         later queries see it at another distance; what it says was computed where it used to be
     joining               branches lie one behind the other and see nothing of each other
+    recalling             what branches before it left lies in front of a branch; nothing of it is computed again
 
 Shape letters: S slots so far, L layers, H query heads, G key/value heads, E hidden size, D head width, N longest tape.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from latentmas.program import Handover, Join, Positions, Program, Read, Step, Think, Write
+from latentmas.program import Handover, Join, Positions, Program, Read, Recall, Step, Think, Write
 from parity.oracle import Oracle
 
 
@@ -33,7 +34,8 @@ class Tape:
         apart: ``[L, G, N, N]`` position of the query minus that of the key, as this query finds it.
         alive: ``[L, G, N]`` bool: which slots the next query sees.
         places: ``[L, G, N]`` where keys are now.
-        base: Position at which the branch that is being read begins.
+        spans: Who took up how many positions, in order; None where heads differ in that.
+        laid: Slots before this one were laid down where they are; later ones follow them in their own order.
         turn: The slot at which the turn of the present agent begins.
         hidden: ``[E]`` the last hidden state before the last Write began; at the end where nobody writes.
         margin: Smallest distance of the two largest logits over all tokens chosen.
@@ -45,9 +47,10 @@ class Tape:
     places: Tensor
     embeddings: list[Tensor] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
-    base: int = 0
+    spans: list[tuple[str | None, int]] = field(default_factory=list)
     next_position: int = 0
     turn: int = 0
+    laid: int = 0
     hidden: Tensor | None = None
     written: list[int] = field(default_factory=list)
     margin: float = math.inf
@@ -69,7 +72,9 @@ class Tape:
     def fork(self) -> Tape:
         """Return a tape that can go on without this one."""
         tensors = (self.sees.clone(), self.apart.clone(), self.alive.clone(), self.places.clone())
-        return Tape(*tensors, [*self.embeddings], [*self.agents], self.base, self.next_position, self.turn)
+        return Tape(
+            *tensors, [*self.embeddings], [*self.agents], [*self.spans], self.next_position, self.turn, self.laid
+        )
 
     def append(self, embedding: Tensor, agent: str) -> None:
         """Add a slot behind all others; it sees itself and what is alive."""
@@ -81,10 +86,19 @@ class Tape:
         self.sees[:, :, slot] = self.alive
         self.apart[:, :, slot] = self.next_position - self.places
         self.next_position += 1
+        if self.spans and self.spans[-1][0] == agent:
+            self.spans[-1] = (agent, self.spans[-1][1] + 1)
+        else:
+            self.spans.append((agent, 1))
 
     def order(self, layer: int, group: int) -> list[int]:
-        """Return the slots that are alive in one layer and head, the oldest first."""
-        return self.alive[layer, group].nonzero().flatten().tolist()
+        """Return the slots that are alive in one layer and head, as they lie in memory."""
+        alive = self.alive[layer, group].nonzero().flatten().tolist()
+        laid, behind = self.laid, self.places.numel()
+        return sorted(alive, key=lambda slot: int(self.places[layer, group, slot]) if slot < laid else behind + slot)
+
+    def _heads(self) -> list[tuple[int, int]]:
+        return [(layer, group) for layer in range(self.alive.shape[0]) for group in range(self.alive.shape[1])]
 
     def cut(self, kept: Tensor, positions: Positions) -> None:
         """Let nobody see what is not kept, and decide where slots and the next token are from now on.
@@ -97,11 +111,67 @@ class Tape:
         assert len(counts) == 1, "layers and heads keep different numbers of slots"
         self.alive = kept.clone()
         self.turn = self.slots
+        if positions is Positions.TRUE:
+            return
+        spans: list[tuple[str | None, int]] = [(None, counts[0])]
         if positions is Positions.REROTATE:
-            compact = self.base + kept.long().cumsum(-1) - 1
-            self.places = torch.where(kept, compact, self.places)
-        if positions is not Positions.TRUE:
-            self.next_position = self.base + counts[0]
+            places = self.places.clone()
+            if bool((kept == kept[:1, :1]).all()):
+                ends = [sum(length for _, length in self.spans[: number + 1]) for number in range(len(self.spans))]
+                below = [int((kept[0, 0] & (self.places[0, 0] < end)).sum()) for end in ends]
+                amounts = [after - before for before, after in zip([0, *below], below, strict=False)]
+                spans = [(name, amount) for (name, _), amount in zip(self.spans, amounts, strict=True)]
+            for layer, group in self._heads():
+                for number, slot in enumerate(self.order(layer, group)):
+                    places[layer, group, slot] = number
+            self.places = places
+        self.spans, self.next_position = spans, counts[0]
+
+    def left(self) -> Left:
+        """Return what whoever goes on from here finds."""
+        return Left(self.alive.clone(), self.places.clone(), list(self.spans))
+
+    def go_on_from(self, memories: Sequence[Left]) -> None:
+        """Lay down memories one behind the other, of each agent the first one that holds any of its slots."""
+        longest: dict[tuple[object, int], int] = {}
+        named = []
+        for number, memory in enumerate(memories):
+            names: list[tuple[object, int]] = []
+            for agent, length in memory.spans:
+                whose = agent if agent is not None else number
+                names.append((whose, [name for name, _ in names].count(whose)))
+                longest[names[-1]] = max(length, longest.get(names[-1], 0))
+            named.append(names)
+        order = list(longest)
+        self.alive = torch.zeros_like(self.alive)
+        places = self.places.clone()
+        for memory, names in zip(memories, named, strict=True):
+            known = {name for slot, name in enumerate(self.agents) if bool(self.alive[..., slot].any())}
+            old, ends = 0, []
+            for (_, length), name in zip(memory.spans, names, strict=True):
+                old += length
+                new = sum(longest[other] for other in order[: order.index(name)])
+                ends.append((old, new - (old - length)))
+            for slot, name in enumerate(self.agents):
+                if name in known:
+                    continue
+                self.alive[..., slot] |= memory.alive[..., slot]
+                for layer, group in memory.alive[..., slot].nonzero().tolist():
+                    at = int(memory.places[layer, group, slot])
+                    places[layer, group, slot] = at + next(by for end, by in ends if at < end)
+        self.places = places
+        self.spans = [(name if isinstance(name, str) else None, longest[name, count]) for name, count in order]
+        self.next_position = sum(longest.values())
+        self.turn = self.laid = self.slots
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is in a memory, in the terms of its `Tape`."""
+
+    alive: Tensor
+    places: Tensor
+    spans: list[tuple[str | None, int]]
 
 
 @dataclass(frozen=True)
@@ -204,6 +274,8 @@ class HandoverOracle(Oracle):
                     self._write(tape, step, end)
                 case Join():
                     self._join(tape, step, decide, end)
+                case Recall():
+                    pass  # done when the branch began
 
     def _write(self, tape: Tape, step: Write, end: Collection[int]) -> None:
         tape.written = []
@@ -220,19 +292,12 @@ class HandoverOracle(Oracle):
             tape.append(self.embedding[token], step.agent)
 
     def _join(self, tape: Tape, step: Join, decide: Decide, end: Collection[int]) -> None:
-        base = tape.base
-        together = tape.alive
+        left: list[Left] = []
         for branch in step.branches:
-            known = {name for slot, name in enumerate(tape.agents) if bool(together[..., slot].any())}
-            tape.alive = torch.zeros_like(together)
-            tape.base = tape.next_position
-            tape.turn = tape.slots
+            tape.go_on_from([left[number] for number in branch.recalled])
             self._steps(tape, branch.steps, decide, end)
-            for slot, name in enumerate(tape.agents):
-                if name in known:
-                    tape.alive[..., slot] = False
-            together = together | tape.alive
-        tape.alive, tape.base, tape.turn = together, base, tape.slots
+            left.append(tape.left())
+        tape.go_on_from([left[number] for number in step.laid_down])
 
     def _attend(self, name: str, x: Tensor, sees: Tensor, apart: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what attention adds ``[S, E]``, its weights ``[H, S, S]`` and the keys ``[S, G, D/2]``.

@@ -29,6 +29,8 @@ from latentmas.program import (
     Program,
     Protect,
     Read,
+    Recall,
+    Step,
     Think,
     Write,
 )
@@ -137,7 +139,7 @@ def by_position(made: Sequence[Choice], row: int) -> Decide:
         for layer, group in _each(tape):
             slots = tape.order(layer, group)
             # Inside of a branch, positions begin at 0; on the tape, where the branch does.
-            at = {int(tape.places[layer, group, slot]) - tape.base: slot for slot in slots}
+            at = {int(tape.places[layer, group, slot]): slot for slot in slots}
             real = choice.positions[layer, row, group][choice.valid[row]].tolist()
             assert list(at) == real, "the memory holds other positions than the oracle"
             for position in choice.kept_positions(layer, row, group):
@@ -527,6 +529,109 @@ def test_a_join_of_joins_equals_one_sequence_in_which_branches_do_not_see_each_o
         return Program((Join(branches=(beside, middle)), *end))
 
     check(tiny, choices, [nested(row) for row in range(4)])
+
+
+def ladder(row: int, *, keep: KeepSpec | None = None, positions: Positions = Positions.TRUE) -> Program:
+    """Return two rounds in which the middle one of the first is heard by both of the second, by one of them alone.
+
+    No two of the second round have the same shape, so that the package asks filters in the order of the branches.
+
+    Args:
+        keep: What each hand-over of the second round keeps.
+    """
+    a, b, c, d, e, f, last = prompts(600 + row, agents=7, shortest=3, longest=9)
+
+    def turn(name: str, prompt: tuple[int, ...], steps: int) -> tuple[Step, ...]:
+        return (Read(agent=name, tokens=prompt), Think(agent=name, steps=steps))
+
+    def hand(agent: str) -> Handover:
+        return Handover(agent=agent, keep=keep or KeepSpec(), positions=positions)
+
+    branches = (
+        Program(turn("a", a, 1)),
+        Program(turn("b", b, 2)),
+        Program(turn("c", c, 1)),
+        Program((Recall(branches=(0, 1)), hand("b"), *turn("d", d, 1))),
+        Program((Recall(branches=(2, 1)), hand("b"), *turn("e", e, 2), hand("e"))),
+        Program((Recall(branches=(1,)), hand("b"), *turn("f", f, 1))),
+    )
+    return Program(
+        (
+            Join(branches=branches, laid=(3, 4, 5)),
+            Handover(agent="f"),
+            Read(agent="last", tokens=last),
+            Write(agent="last", max_new_tokens=WRITE),
+        )
+    )
+
+
+@pytest.mark.parametrize("positions", [Positions.TRUE, Positions.REROTATE])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        None,
+        KeepSpec(name="last_agent"),
+        KeepSpec(name="thoughts"),
+        half("receiver", grain="token"),
+        half("random"),
+    ],
+    ids=str,
+)
+def test_what_is_recalled_equals_one_sequence_in_which_each_agent_stands_once(
+    tiny: Any, choices: list[Choice], keep: KeepSpec | None, positions: Positions
+) -> None:
+    if keep is None and positions is Positions.REROTATE:
+        return
+    if keep is not None and keep.name == "receiver":  # nobody reads after the last hand-over of a branch
+        cut = [ladder(row, keep=keep, positions=positions) for row in range(4)]
+        programs = [_without_last_handover(program) for program in cut]
+    else:
+        programs = [ladder(row, keep=keep, positions=positions) for row in range(4)]
+    tapes = check(tiny, choices, programs, numbers=positions is Positions.REROTATE)
+    assert len({tuple(tape.written) for tape in tapes}) > 1
+    assert len({tape.slots for tape in tapes}) > 1, "rows must be of unlike length"
+
+
+def _without_last_handover(program: Program) -> Program:
+    [join, *rest] = program
+    assert isinstance(join, Join)
+    branches = list(join.branches)
+    branches[4] = Program(branches[4].steps[:-1])
+    return Program((replace(join, branches=tuple(branches)), *rest))
+
+
+@pytest.mark.parametrize("grain", ["token", "head"])
+def test_what_a_recalled_agent_attended_to_is_what_it_would_attend_to_again(tiny: Any, grain: str) -> None:
+    """Two hear one whose hand-over keeps half of what it looked at itself; a third goes on in another way."""
+
+    def heard(row: int, *, again: bool) -> Program:
+        top, left, right, beside, last = prompts(700 + row, agents=5, shortest=4, longest=9)
+        first: tuple[Step, ...] = (Read(agent="top", tokens=top), Think(agent="top", steps=2))
+        kept = Handover(agent="top", keep=half("sender", grain=grain))
+        begin = first if again else (Recall(branches=(0,)),)
+        branches = [
+            Program((*begin, kept, Read(agent="left", tokens=left), Think(agent="left", steps=1))),
+            Program((*begin, kept, Read(agent="right", tokens=right), Think(agent="right", steps=1))),
+        ]
+        whole = Program((Read(agent="beside", tokens=beside),))
+        laid = (whole, *branches) if again else (Program(first), whole, *branches)
+        join = Join(branches=laid, laid=None if again else (1, 2, 3))
+        return Program((join, Read(agent="last", tokens=last), Write(agent="last", max_new_tokens=WRITE)))
+
+    model = tiny.model()
+    once, anew = ([heard(row, again=again) for row in range(4)] for again in (False, True))
+    for program in (*once, *anew):
+        handover.check(program, model)
+    assert written(tiny, model, once) == written(tiny, model, anew)
+    kept = roll(tiny, model, [unread(program) for program in once]).memory
+    assert bool((kept.real_slots < kept.made).all())
+
+
+def test_heads_that_chose_among_shared_and_other_slots_are_refused_before_they_are_recalled(tiny: Any) -> None:
+    model = tiny.model()
+    program = _without_last_handover(ladder(0, keep=half("receiver", grain="head")))
+    with pytest.raises(CapabilityError, match=r"agent 'b' is heard through two branches .* use --grain token"):
+        handover.check(program, model)
 
 
 # Slots that move together

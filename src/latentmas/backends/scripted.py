@@ -21,6 +21,7 @@ from latentmas.program import (
     Join,
     Program,
     Read,
+    Recall,
     Sampling,
     SlotKind,
     Step,
@@ -42,6 +43,7 @@ from latentmas.protocols import (
     StepAccount,
 )
 from latentmas.samples import THINK_TAG, FinishReason
+from latentmas.turns import Turn, add, lay
 
 MODEL_VERSION: Final = "scripted-1"
 """Changes whenever the hash, and with it a generated text, changes."""
@@ -220,7 +222,7 @@ class ScriptedBackend:
                 ),
             )
         try:
-            return _Run(job=job, reply=self._reply).complete()
+            return _Run(program=job.program, seed=job.seed, reply=self._reply).complete(job.key)
         except SampleError as error:
             return JobError(key=job.key, error=error)
 
@@ -254,23 +256,28 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Run:
-    """One job on its way through its program."""
+    """A program on its way."""
 
-    job: Job
+    program: Program
+    seed: int
     reply: Reply | None
     slots: list[_Slot] = field(default_factory=list)
     total: int = 0  # sum of the weights of the slots: the same for the same set, in whatever order it came about
     hidden: bytes = b""  # hidden state of the last token that ran; a hand-over leaves it as it is
     next_position: int = 0  # one past the largest true position; dropping slots does not lower it
+    turns: list[Turn] = field(default_factory=list)  # who took how many positions, in order
     thoughts: int = 0
     writes: int = 0
     finish_reason: FinishReason | None = None
 
-    def complete(self) -> Completion:
-        last = len(self.job.program.steps) - 1
-        steps = tuple(self._do(step, number == last) for number, step in enumerate(self.job.program))
+    def complete(self, key: str) -> Completion:
+        steps = self.do_all()
         text = next((account.text for account in reversed(steps) if account.verb == "Write"), "")
-        return Completion(key=self.job.key, text=text, finish_reason=self.finish_reason, steps=steps)
+        return Completion(key=key, text=text, finish_reason=self.finish_reason, steps=steps)
+
+    def do_all(self) -> tuple[StepAccount, ...]:
+        last = len(self.program.steps) - 1
+        return tuple(self._do(step, number == last) for number, step in enumerate(self.program))
 
     def _do(self, step: Step, is_last: bool) -> StepAccount:
         prompt_tokens = thoughts = passes = 0
@@ -292,10 +299,12 @@ class _Run:
                 written = self._write(step, is_last=is_last)
                 passes = len(self.slots) - before
             case Join():
-                branches = tuple(self._join(branch, number) for number, branch in enumerate(step.branches))
+                branches = self._join(step)
+            case Recall():
+                pass  # what it goes on from was laid down when the branch began
         return StepAccount(
             verb=type(step).__name__,
-            agent="" if isinstance(step, Join) else step.agent,
+            agent="" if isinstance(step, Join | Recall) else step.agent,
             prompt_tokens=prompt_tokens,
             thoughts=thoughts,
             written=written,
@@ -306,30 +315,46 @@ class _Run:
             branches=branches,
         )
 
-    def _join(self, branch: Program, number: int) -> tuple[StepAccount, ...]:
-        """Run a branch on a memory of its own and lay that down behind this one; return its accounts."""
-        seed = int.from_bytes(_hash("branch", self.job.seed, number), "big") >> 65
-        run = _Run(job=Job(key=self.job.key, program=branch, seed=seed), reply=self.reply)
-        accounts = run.complete().steps
-        already = {slot.agent for slot in self.slots}
-        for slot in run.slots:
-            if slot.agent not in already:  # an agent in several branches is laid down once
-                moved = replace(slot, position=slot.position + self.next_position)
-                self.slots.append(moved)
-                self.total += moved.weight
-        self.next_position += run.next_position
-        return accounts
+    def _join(self, step: Join) -> tuple[tuple[StepAccount, ...], ...]:
+        """Run each branch on a memory of its own, lay them down as told to, and return their accounts."""
+        runs: list[_Run] = []
+        accounts = []
+        for number, branch in enumerate(step.branches):
+            seed = int.from_bytes(_hash("branch", self.seed, number), "big") >> 65
+            run = _Run(program=branch, seed=seed, reply=self.reply)
+            run._lay([runs[other] for other in branch.recalled])
+            accounts.append(run.do_all())
+            runs.append(run)
+        self._lay([runs[number] for number in step.laid_down])
+        return tuple(accounts)
+
+    def _lay(self, runs: Sequence[_Run]) -> None:
+        """Lay memories end to end on this empty one, each turn of an agent once."""
+        laying = lay([run.turns for run in runs])
+        for run, starts in zip(runs, laying.starts, strict=True):
+            # Where each position of that memory is now.
+            now = [
+                at for start, turn in zip(starts, run.turns, strict=True) for at in range(start, start + turn.length)
+            ]
+            already = {slot.agent for slot in self.slots}
+            for slot in run.slots:
+                if slot.agent not in already:  # an agent in several branches is laid down once
+                    moved = replace(slot, position=now[slot.position])
+                    self.slots.append(moved)
+                    self.total += moved.weight
+        self.turns, self.next_position = laying.turns, laying.end
 
     def _append(self, agent: str, kind: SlotKind, content: bytes, token: int | None) -> None:
         slot = _Slot(self.next_position, agent, kind, content, token)
         self.slots.append(slot)
         self.next_position += 1
+        add(self.turns, agent, 1)
         self.total += slot.weight
         self.hidden = _hash("hidden", self.total)
 
     def _think(self, step: Think) -> None:
         if step.source is ThoughtSource.NOISE:
-            content = _hash(self.job.seed, "noise", self.thoughts)
+            content = _hash(self.seed, "noise", self.thoughts)
         else:
             content = _hash("thought", self.hidden)
         self.thoughts += 1
@@ -375,7 +400,7 @@ class _Run:
             prompt="".join(run.text for run in runs if run.agent == agent and run.kind is SlotKind.PROMPT),
             visible=runs,
             thoughts=sum(slot.kind is SlotKind.THOUGHT for slot in self.slots),
-            seed=self.job.seed,
+            seed=self.seed,
         )
         return ByteCodec().encode_text(self.reply(turn))
 
@@ -395,7 +420,7 @@ class _Run:
         if sampling.greedy:
             return max(tokens, key=logits.__getitem__)
         allowed = _allowed({token: logit / sampling.temperature for token, logit in logits.items()}, sampling)
-        return max(allowed, key=lambda token: allowed[token] + _gumbel(self.job.seed, self.writes, number, token))
+        return max(allowed, key=lambda token: allowed[token] + _gumbel(self.seed, self.writes, number, token))
 
 
 def _allowed(logits: dict[int, float], sampling: Sampling) -> dict[int, float]:

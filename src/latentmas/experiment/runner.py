@@ -251,12 +251,12 @@ def _turns(program: Program, completion: Completion, roles: Mapping[str, str], s
 
 
 def _flat(steps: Iterable[StepAccount]) -> Iterator[StepAccount]:
-    """Yield what agents did, in branches as well; a Join is nobody's, its time goes to whom it was joined for."""
+    """Yield what agents did, in branches as well; joining is nobody's turn, its time goes to whom it was done for."""
     joining = 0.0
     for step in steps:
         for branch in step.branches:
             yield from _flat(branch)
-        if step.verb == "Join":
+        if step.verb in {"Join", "Recall"}:
             joining += step.seconds
         else:
             yield replace(step, seconds=step.seconds + joining)

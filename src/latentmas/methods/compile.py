@@ -6,6 +6,7 @@ Everything here is pure: the same agents, prompts, codec and sample give the sam
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ from latentmas.program import (
     Positions,
     Program,
     Read,
+    Recall,
     Sampling,
     Step,
     Storage,
@@ -65,7 +67,7 @@ class Recipe:
         positions: Of every hand-over that drops something.
         storage: Of every hand-over.
         include_old_prompts: Each latent prompt quotes those of the agents whose memory it is read on, which quote those
-            before them.
+            before them; each is quoted once.
         think: Every text begins inside a thinking block.
         seed: Of the run; decides a shuffled branch order.
         task: Name of the task, for prompts that have words of their own for it.
@@ -107,11 +109,22 @@ class Recipe:
         """Return what others know an agent by: its own name, else what the prompt set calls its role."""
         return agent.name if agent.name != agent.role else self.prompts.name_of(agent.role)
 
-    def _messages(self, agent: Agent, use: Use, sample: Sample, context: str = "") -> list[Message]:
+    def _messages(
+        self, agent: Agent, use: Use, sample: Sample, context: str = "", quoted: set[str] | None = None
+    ) -> list[Message]:
+        """Return the prompt of an agent.
+
+        Args:
+            quoted: Names of whom the prompt that quotes this one has quoted so far; each is quoted once in all.
+        """
         template, old = self.template(agent, use), ""
+        quoted = set() if quoted is None else quoted
         if self.include_old_prompts and use is Use.LATENT:
             for other in self.graph.sources(agent.name):
-                told = self._messages(other, use, sample)[-1].content
+                if other.name in quoted:
+                    continue
+                quoted.add(other.name)
+                told = self._messages(other, use, sample, quoted=quoted)[-1].content
                 old += self.prompts.old_prompt(self.told_as(other), told)
             if "{old_prompts}" not in template:
                 template = "{old_prompts}" + template
@@ -161,39 +174,72 @@ def text_program(recipe: Recipe, agent: Agent, sample: Sample, context: str) -> 
 
 def latent_program(recipe: Recipe, sample: Sample) -> Program:
     """Return a whole team: each agent reads on the memory of whom it hears, all but the last think, the last writes."""
-    judger = recipe.graph.sink
-    return Program((*_up_to(recipe, sample, judger), recipe.write(judger.name)))
+    judger, team = recipe.graph.sink, _Team(recipe, sample)
+    first, *rest = team.up_to(judger)
+    if isinstance(first, Recall):
+        first = Join(branches=tuple(team.branches), laid=first.branches)
+    return Program((first, *rest, recipe.write(judger.name)))
 
 
-def _up_to(recipe: Recipe, sample: Sample, agent: Agent) -> list[Step]:
-    """Return the steps of everyone an agent hears, the hand-over to it, and its Read.
+class _Team:
+    """One question's agents on their way into a program: each is computed once, whoever hears it.
 
-    Independent agents are branches of a Join. Who is heard through several of them is in each; the Join lays down once
-    what that agent left.
+    Attributes:
+        branches: Of the program's Join: what several agents hear, and what one hears beside others. Those who hear them
+            recall them.
     """
-    read = recipe.read(agent, Use.LATENT, sample)
-    sources = _in_order(recipe, sample, recipe.graph.sources(agent.name))
-    if not sources:
-        return [read]
-    final = agent == recipe.graph.sink
-    keep = recipe.keep if final or recipe.handover_at is HandoverAt.EVERY else KEEP_ALL
-    filtered = recipe.filter if final or recipe.filter_at is HandoverAt.EVERY else None
-    joins = len(sources) > 1
-    branches: list[list[Step]] = []
-    for source in sources:
-        steps = [*_up_to(recipe, sample, source), Think(agent=source.name, steps=thoughts_of(recipe, source))]
-        # What agent and kind decide is dropped before memories are joined, where it is known who hands over.
-        if keep != KEEP_ALL or not (joins or filtered):
-            steps.append(_handover(recipe, source, keep))
-        branches.append(steps)
-    before: list[Step] = [Join(branches=tuple(map(_program, branches)))] if joins else branches[0]
-    if filtered or joins:
-        before = [*before, _handover(recipe, sources[-1], filtered or KEEP_ALL)]
-    return [*before, read]
 
+    def __init__(self, recipe: Recipe, sample: Sample) -> None:
+        self.recipe, self.sample = recipe, sample
+        self.branches: list[Program] = []
+        self._hearers = Counter(
+            source.name for agent in recipe.graph.agents for source in recipe.graph.sources(agent.name)
+        )
+        self._made: dict[str, Recall] = {}
 
-def _program(steps: list[Step]) -> Program:
-    return Program(tuple(steps))
+    def up_to(self, agent: Agent) -> list[Step]:
+        """Return the steps of everyone an agent hears, the hand-over to it, and its Read."""
+        recipe = self.recipe
+        read = recipe.read(agent, Use.LATENT, self.sample)
+        sources = _in_order(recipe, self.sample, recipe.graph.sources(agent.name))
+        if not sources:
+            return [read]
+        final = agent == recipe.graph.sink
+        keep = recipe.keep if final or recipe.handover_at is HandoverAt.EVERY else KEEP_ALL
+        filtered = recipe.filter if final or recipe.filter_at is HandoverAt.EVERY else None
+        joins = len(sources) > 1
+        before: list[Step] = []
+        recalled: list[int] = []
+        for source in sources:
+            before = self._left_by(source)
+            # What agent and kind decide is dropped before memories are joined, where it is known who hands over.
+            if keep != KEEP_ALL or not (joins or filtered):
+                before = [*before, _handover(recipe, source, keep)]
+            if joins:
+                recalled += self._as_branch(before).branches
+        if joins:
+            before = [Recall(branches=tuple(recalled))]
+        if filtered or joins:
+            before = [*before, _handover(recipe, sources[-1], filtered or KEEP_ALL)]
+        return [*before, read]
+
+    def _left_by(self, agent: Agent) -> list[Step]:
+        """Return the steps that make what an agent leaves; those of whom several hear are a branch to recall."""
+        if agent.name in self._made:
+            return [self._made[agent.name]]
+        steps = [*self.up_to(agent), Think(agent=agent.name, steps=thoughts_of(self.recipe, agent))]
+        if self._hearers[agent.name] > 1:
+            self._made[agent.name] = self._as_branch(steps)
+            return [self._made[agent.name]]
+        return steps
+
+    def _as_branch(self, steps: Sequence[Step]) -> Recall:
+        """Return what recalls a branch of these steps."""
+        match steps:
+            case [Recall() as recall] if len(recall.branches) == 1:
+                return recall
+        self.branches.append(Program(tuple(steps)))
+        return Recall(branches=(len(self.branches) - 1,))
 
 
 def _handover(recipe: Recipe, agent: Agent, keep: KeepSpec) -> Handover:

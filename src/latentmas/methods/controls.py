@@ -78,7 +78,7 @@ def _noisy(program: Program) -> Program:
             case Think():
                 return replace(step, source=ThoughtSource.NOISE)
             case Join():
-                return Join(branches=tuple(map(_noisy, step.branches)))
+                return replace(step, branches=tuple(map(_noisy, step.branches)))
             case _:
                 return step
 

@@ -21,7 +21,7 @@ from latentmas.filters import Grain, Need, Sight, choose, needs_of
 from latentmas.filters._registry import open_filter
 from latentmas.filters.knn import similarity
 from latentmas.memory import LatentMemory, Share
-from latentmas.program import Handover, Join, Positions, Program, Read, SlotKind, Step, Storage, Think, Write
+from latentmas.program import Handover, Join, Positions, Program, Read, Recall, SlotKind, Step, Storage, Think, Write
 from latentmas.protocols import Capture, HandoverAccount, HandoverShare, Similarity
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ def hand_over(rollout: Rollout, number: int) -> tuple[list[HandoverAccount | Non
     return accounts, passes
 
 
-def check(program: Program, model: LoadedModel) -> None:
+def check(program: Program, model: LoadedModel, beside: Sequence[Program] = ()) -> None:
     """Refuse what this model cannot do, by name.
+
+    Args:
+        beside: Of a branch: all branches of its Join.
 
     Raises:
         CapabilityError: Keys cannot be turned, windows need one set of slots, or a filter has nothing to look at.
@@ -58,12 +61,15 @@ def check(program: Program, model: LoadedModel) -> None:
                 if model.ropes is None:
                     raise CapabilityError(f"a Join moves keys, and {model.unmovable}; use --topology chain")
                 for branch in step.branches:
-                    check(branch, model)
+                    check(branch, model, step.branches)
                 _check_shared(step)
             case Handover() if not step.passes_everything:
                 _check_handover(step, program.steps[number:], model)
-                if Need.SENDER_ATTENTION in needs_of(open_filter(step.keep)) and not (
-                    number and isinstance(program.steps[number - 1], Read | Think | Write)
+                before = program.steps[number - 1]
+                if isinstance(before, Recall) and len(before.branches) == 1:
+                    before = beside[before.branches[0]].steps[-1]
+                if Need.SENDER_ATTENTION in needs_of(open_filter(step.keep)) and not isinstance(
+                    before, Read | Think | Write
                 ):
                     raise CapabilityError(
                         f"filter {step.keep.name!r} looks at one agent's turn, and none comes right before this "
@@ -127,21 +133,40 @@ def _check_shared(join: Join) -> None:
     What an agent left that an earlier branch holds as well is dropped from a later one; where heads chose among its
     slots and those of others, they would be left with different numbers of slots.
     """
-    earlier: set[str] = set()
+    held: list[set[str]] = []
+    choices: list[list[tuple[frozenset[str], Handover, Grain]]] = []  # of each branch: among whom heads chose
     for branch in join.branches:
-        held: set[str] = set()
+        _check_laid(branch.recalled, held, choices)
+        own = {name for number in branch.recalled for name in held[number]}
+        made = [choice for number in branch.recalled for choice in choices[number]]
         for step in branch.flat():
             if isinstance(step, Handover):
                 grain = getattr(open_filter(step.keep), "grain", Grain.TOKEN)
-                if grain is not Grain.TOKEN and held & earlier and held - earlier:
-                    both = sorted(held & earlier)[0]
-                    raise CapabilityError(
-                        f"agent {both!r} is heard through two branches of a Join, and filter {step.keep.name!r} "
-                        f"chooses for each {grain} among its slots and those of others; use --grain token"
-                    )
-            elif not isinstance(step, Join):
-                held.add(step.agent)
-        earlier |= held
+                if grain is not Grain.TOKEN:
+                    made.append((frozenset(own), step, grain))
+            elif not isinstance(step, Join | Recall):
+                own.add(step.agent)
+        held.append(own)
+        choices.append(made)
+    _check_laid(join.laid_down, held, choices)
+
+
+def _check_laid(
+    branches: Sequence[int],
+    held: Sequence[set[str]],
+    choices: Sequence[Sequence[tuple[frozenset[str], Handover, Grain]]],
+) -> None:
+    """Refuse to lay these branches end to end where heads chose among slots of whom is laid down before and others."""
+    earlier: set[str] = set()
+    for number in branches:
+        for among, step, grain in choices[number]:
+            if among & earlier and among - earlier:
+                raise CapabilityError(
+                    f"agent {sorted(among & earlier)[0]!r} is heard through two branches of a Join, and filter "
+                    f"{step.keep.name!r} chooses for each {grain} among its slots and those of others; use "
+                    "--grain token"
+                )
+        earlier |= held[number]
 
 
 def _check_handover(step: Handover, steps: Sequence[Step], model: LoadedModel) -> None:

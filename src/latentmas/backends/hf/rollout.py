@@ -9,12 +9,13 @@ Shape letters: B rows, T tokens of a Read, E hidden size, V vocabulary, L layers
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latentmas.alignment import Alignment, rescale
 from latentmas.backends.hf import handover
@@ -25,7 +26,7 @@ from latentmas.backends.hf.sampling import choose, normal, penalized, stream_key
 from latentmas.backends.hf.watch import Watch, watching
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
-from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, ThoughtSource, Write
+from latentmas.program import Handover, Join, Program, Read, Recall, SlotKind, Step, Think, ThoughtSource, Write
 from latentmas.protocols import (
     AgentVectors,
     ArtifactSink,
@@ -69,9 +70,9 @@ class Row:
         return self.program.steps if self.program else ()
 
     def agent(self, number: int) -> str:
-        """Return who does step `number`; nobody in particular does a Join."""
+        """Return who does step `number`; nobody in particular does a Join or a Recall."""
         step = self.steps[number]
-        return "" if isinstance(step, Join) else step.agent
+        return "" if isinstance(step, Join | Recall) else step.agent
 
 
 def shape(program: Program) -> tuple[object, ...]:
@@ -82,7 +83,9 @@ def shape(program: Program) -> tuple[object, ...]:
             case Read():
                 common.append(Read)
             case Join():
-                common.append((Join, *map(shape, step.branches)))
+                common.append((Join, step.laid, *map(shape, step.branches)))
+            case Recall():
+                common.append(step)
             case _:
                 common.append(replace(step, agent=""))
     return tuple(common)
@@ -96,6 +99,7 @@ class Rollout:
         releases: A hand-over gives up the memory it cuts layer by layer, so that the two never exist as a whole.
         report: Is told of every step, thought and token.
         batch: Programs in the batch, where this one runs branches of them; 0 is its own rows.
+        watches_end: Somebody who goes on from where this ends wants to know what its last agent attended to.
 
     Attributes:
         memory: Of the rows still in the batch.
@@ -115,6 +119,7 @@ class Rollout:
         releases: bool = False,
         report: Report | None = None,
         batch: int = 0,
+        watches_end: bool = False,
     ) -> None:
         self.model = model
         self.alignment = alignment
@@ -127,6 +132,7 @@ class Rollout:
         self.report = report
         self.batch = batch or len(self.rows)
         self._doing: Progress | None = None
+        self.watches_end = watches_end
         self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
@@ -165,6 +171,8 @@ class Rollout:
                     self._fed = None  # what is left could not be computed once more without what was dropped
             case Join():
                 passes = self.join(number)
+            case Recall():
+                passes = 0  # what it goes on from is in memory already; see `join`
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self._account(number, rows, passes, time.perf_counter() - began)
@@ -184,11 +192,12 @@ class Rollout:
                 phase, steps = Phase.WRITING, step.max_new_tokens
             case Handover():
                 phase = Phase.HANDING_OVER
-            case Join():
+            case Join() | Recall():
                 phase = Phase.JOINING
-        agents = () if isinstance(step, Join) else tuple(dict.fromkeys(self.agents(number)))
+        joins = isinstance(step, Join | Recall)
+        agents = () if joins else tuple(dict.fromkeys(self.agents(number)))
         self._doing = Progress(phase=phase, agents=agents, steps=steps, rows=rows, going=rows, batch=self.batch)
-        if not isinstance(step, Join):
+        if not joins:
             self._tell()
 
     def _tell(self, *, step: int = 0, going: int | None = None, tokens: int = 0) -> None:
@@ -302,30 +311,25 @@ class Rollout:
     def join(self, number: int) -> int:
         """Run the branches of every row as rows of their own, and lay their memories end to end."""
         rows = list(self.rows)
-        branches = [step.branches for row in rows if isinstance(step := row.steps[number], Join)]  # [B][branches]
-        width = len(branches[0])
+        joins = [step for row in rows if isinstance(step := row.steps[number], Join)]
+        plan = joins[0]
         # A branch draws random numbers of its own, whatever runs beside it.
         own = [
-            [Row(branch, stream_key(row.seed, "branch", place), row.key) for place, branch in enumerate(of_row)]
-            for row, of_row in zip(rows, branches, strict=True)
+            [Row(branch, stream_key(row.seed, "branch", place), row.key) for place, branch in enumerate(join.branches)]
+            for row, join in zip(rows, joins, strict=True)
         ]
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for place, branch in enumerate(branches[0]):
-            alike.setdefault(shape(branch), []).append(place)
-        rollouts: dict[int, Rollout] = {}
-        for places in alike.values():
-            batch = [of_row[place] for of_row in own for place in places]
-            rollout = Rollout(
-                self.model,
-                self.alignment,
-                batch,
-                sink=self.sink,
-                releases=self.releases,
-                report=self.report,
-                batch=self.batch,
-            )
-            rollout.run()
-            rollouts |= dict.fromkeys(places, rollout)
+        done: dict[int, Rollout] = {}
+        for wave, places in enumerate(plan.waves):
+            needed = plan.needed_from(wave)
+            done = {place: rollout for place, rollout in done.items() if place in needed}
+            # A row that broke in one branch goes on in none.
+            going = [of_row for of_row in own if all(branch.error is None for branch in of_row)]
+            alike: dict[tuple[bool, tuple[object, ...]], list[int]] = {}
+            for place in places:
+                watched = any(_asks_for_turn(branch, place) for branch in plan.branches)
+                alike.setdefault((watched, shape(plan.branches[place])), []).append(place)
+            for (watched, _), together in alike.items() if going else ():
+                done |= dict.fromkeys(together, self._run_branches(plan, going, together, done, watched))
         for row, of_row in zip(rows, own, strict=True):
             row.error = next((branch.error for branch in of_row if branch.error is not None), None)
             row.vectors += [vectors for branch in of_row for vectors in branch.vectors]
@@ -336,15 +340,55 @@ class Rollout:
             self.memory = self.memory.select_rows([])
             return 0
         self._tell()
-        parts = []
-        for place in range(width):
-            rollout = rollouts[place]
-            at = {id(row): index for index, row in enumerate(rollout.rows)}
-            parts.append(rollout.memory.select_rows([at[id(own[index][place])] for index in staying]))
-        rollouts.clear()
+        parts = [done[place].of_rows([own[index][place] for index in staying])[0] for place in plan.laid_down]
+        done.clear()
         assert self.model.ropes is not None
         self.memory = LatentMemory.join(parts, self.model.ropes)
         return 0
+
+    def _run_branches(
+        self, plan: Join, rows: Sequence[Sequence[Row]], places: Sequence[int], done: Mapping[int, Rollout], watch: bool
+    ) -> Rollout:
+        """Run branches of one shape, of all rows, as one batch.
+
+        Args:
+            rows: ``[rows][branches]``.
+            done: What ran the branches before these.
+        """
+        batch = [of_row[place] for place in places for of_row in rows]
+        memory, attended = None, []
+        if plan.branches[places[0]].recalled:
+            laid: dict[tuple[int, ...], LatentMemory] = {}
+            for place in places:
+                recalled = plan.branches[place].recalled
+                parts = [done[other].of_rows([of_row[other] for of_row in rows]) for other in recalled]
+                attended += [seen for _, seen in parts if seen is not None and len(parts) == 1]
+                if recalled not in laid:
+                    assert self.model.ropes is not None
+                    memories = [part for part, _ in parts]
+                    laid[recalled] = memories[0] if len(parts) == 1 else LatentMemory.join(memories, self.model.ropes)
+            memory = LatentMemory.stack([laid[plan.branches[place].recalled] for place in places])
+        rollout = Rollout(
+            self.model,
+            self.alignment,
+            batch,
+            memory,
+            sink=self.sink,
+            releases=self.releases,
+            watches_end=watch,
+            report=self.report,
+            batch=self.batch,
+        )
+        if memory is not None and attended:
+            rollout.attended = torch.cat([pad(seen, (memory.slots - seen.shape[3], 0)) for seen in attended], dim=1)
+        rollout.run()
+        return rollout
+
+    def of_rows(self, rows: Sequence[Row]) -> tuple[LatentMemory, Tensor | None]:
+        """Return copies of the memory of some rows, and of what was attended to in their last turn."""
+        at = {id(row): index for index, row in enumerate(self.rows)}
+        index = [at[id(row)] for row in rows]
+        return self.memory.select_rows(index), None if self.attended is None else self.attended[:, index]
 
     def _own_tokens(self, number: int) -> Tensor:
         """Return which tokens of the vocabulary the agent of each row has read or written before a step, ``[B, V]``.
@@ -355,7 +399,7 @@ class Rollout:
         known = torch.zeros(len(self.rows), width, dtype=torch.bool)
         for index, row in enumerate(self.rows):
             for step, account in zip(row.steps[:number], row.accounts, strict=False):
-                if not isinstance(step, Join) and step.agent == row.agent(number):
+                if not isinstance(step, Join | Recall) and step.agent == row.agent(number):
                     tokens = step.tokens if isinstance(step, Read) else account.written
                     known[index, list(tokens)] = True
         return known.to(self.model.device)
@@ -442,7 +486,9 @@ class Rollout:
 
     def _take_turn(self, number: int, embeddings: Tensor, valid: Tensor, kind: SlotKind) -> Tensor:
         """Run a part of an agent's turn, and see what it attends to where the hand-over that ends it wants to know."""
-        watched = handover.wants_sender(self.rows[0].steps[number:])
+        ahead = self.rows[0].steps[number:]
+        ends_here = not any(isinstance(step, Handover) for step in ahead)
+        watched = self.watches_end if ends_here else handover.wants_sender(ahead)
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
         if self._fed is not None:
@@ -543,6 +589,11 @@ def positions_ahead(steps: Sequence[Step]) -> int:
             case _:
                 pass
     return total
+
+
+def _asks_for_turn(branch: Program, place: int) -> bool:
+    """Return whether a branch goes on from one other with a hand-over that asks what was attended to there."""
+    return branch.recalled == (place,) and isinstance(branch.steps[1], Handover) and handover.wants_sender(branch)
 
 
 def _makes_memory_anew(step: Step) -> bool:

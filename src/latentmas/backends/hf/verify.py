@@ -142,7 +142,8 @@ def _in_short(program: Program, tokens: int | None = 5, thoughts: int | None = 1
             case Write():
                 steps.append(replace(step, max_new_tokens=1))
             case Join():
-                steps.append(Join(branches=tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)))
+                branches = tuple(_in_short(branch, tokens, thoughts) for branch in step.branches)
+                steps.append(replace(step, branches=branches))
             case _:
                 steps.append(step)
     return Program(tuple(steps))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from latentmas.errors import CapabilityError, ContextLimitError, SampleError
-from latentmas.program import Handover, Join, Program, Read, Sampling, Step, Think, ThoughtSource, Write
+from latentmas.program import Handover, Join, Program, Read, Recall, Sampling, Step, Think, ThoughtSource, Write
 from latentmas.protocols import StepAccount
 from latentmas.samples import FinishReason
 
@@ -76,7 +76,7 @@ def refuse(program: Program) -> None:
 
 def _reads_on(program: Program, number: int, agent: str) -> bool:
     """Return whether anything before a step, which is counted from 1, is of another agent."""
-    return any(isinstance(step, Join) or step.agent != agent for step in program.steps[: number - 1])
+    return any(isinstance(step, Join | Recall) or step.agent != agent for step in program.steps[: number - 1])
 
 
 def thinks(program: Program) -> bool:
@@ -214,7 +214,7 @@ class Passage:
 def _accounts(steps: Sequence[Step], replies: Iterator[Reply]) -> Iterator[StepAccount]:
     slots = 0
     for number, step in enumerate(steps, start=1):
-        assert not isinstance(step, Join)
+        assert not isinstance(step, Join | Recall)
         prompt = thoughts = passes = 0
         written: tuple[int, ...] = ()
         match step:
