@@ -140,6 +140,19 @@ def test_answered_and_graded_are_told_apart(clock):
     assert pace.state().startswith("8 of 24 answered, 2 graded, 50.0 % correct")
 
 
+def test_a_batch_that_has_its_answers_is_not_said_to_write(clock):
+    pace = open_pace(clock, 40)
+    pace.report(writing(20, 31, going=0))
+    for _ in range(20):
+        pace.answered()
+    assert pace.doing() == "batch 1 of 2: grading"
+    for _ in range(20):
+        pace.graded(Verdict.WRONG)
+    assert pace.doing() == "batch 1 of 2: done"
+    pace.report(reading(20))
+    assert pace.doing() == "batch 2 of 2: planner 1 of 4, reading"
+
+
 def test_after_the_last_answer_what_goes_on_is_grading(clock):
     pace = open_pace(clock, 2)
     pace.report(writing(2, 7))

@@ -140,6 +140,8 @@ class Pace:
         if progress.phase in PREPARING:
             return progress.phase.value
         head = self._place(progress)
+        if progress.batch and self._is_over(progress.batch):
+            return f"{head}{'grading' if self._grades < self._answers else 'done'}"
         who = self._who(progress.agents)
         parts = [who, *self._what(progress)]
         if width is None:

@@ -63,13 +63,12 @@ def command(
     points: list[sweep.Point] = []
     try:
         with sigterm_interrupts(), warnings_shown(console), ExitStack() as stack:
-            silence_transformers()
-
             checking = ExitStack()
             stack.enter_context(checking).enter_context(announced(console, f"checking {len(grid)} runs"))
 
             def show(total: int, cell: int) -> Pace:
                 checking.close()
+                silence_transformers()  # which the checks have imported
                 return stack.enter_context(progress(console, Pace(total=total, run=cell)))
 
             output_dir.mkdir(parents=True, exist_ok=True)
