@@ -224,7 +224,7 @@ class VLLMEngine:
                 self.close()
                 said = heard.text() if heard is not None else ""
                 cause, more = find_cause(error, said), ""
-                if said and cause.remedy is None:
+                if cause.remedy is None and (said or heard is None):
                     more = "; its own messages above say more"
                 elif said and calm and heard is not None:
                     heard.drop()
