@@ -5,12 +5,12 @@ Importing the package is cheap: names are loaded when they are first used, and t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # the real one would load the module typing
 if TYPE_CHECKING:
+    from typing import Any
+
     from latentmas.agents import Agent, AgentGraph, chain, load_team, parallel
     from latentmas.backends.hf.session import Session
     from latentmas.backends.scripted import ScriptedBackend
@@ -93,6 +93,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'latentmas' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"latentmas.{_HOMES[name]}"), name)
 
 

@@ -10,6 +10,7 @@
     ├── SampleError (RuntimeError)      one sample cannot go on; the others can
     │   ├── ContextLimitError           prompt + thoughts + new tokens exceed the model's context
     │   └── NumericalError              a thought or a logit is NaN or infinite
+    ├── RunStoppedError (RuntimeError)  the whole first batch of a run failed alike
     ├── EngineError (RuntimeError)      an engine did not start, or died and cannot be brought back
     └── StoreError (RuntimeError)       something cannot be written
         └── RunFolderError              the run folder cannot be used for this run
@@ -40,7 +41,8 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1)
+        lower = {known.lower(): known for known in names}
+        near = [lower[match] for match in difflib.get_close_matches(name.strip().lower(), lower, n=1)]
         hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(names)}"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
 
@@ -73,6 +75,12 @@ class ContextLimitError(SampleError):
 
 class NumericalError(SampleError):
     """A thought or a logit is NaN or infinite."""
+
+
+class RunStoppedError(LatentMASError, RuntimeError):
+    """The whole first batch of a run failed alike; none of it is stored, so that the same run can begin again."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class EngineError(LatentMASError, RuntimeError):

@@ -137,12 +137,15 @@ class KeepSpec:
             `latentmas.filters`, one that an installed package registered, or ``path.py:Name``.
         parameters: Name and value of each parameter of the filter, sorted by name.
         budget: None keeps every slot that the filter does not rule out.
+        source: Digest of the file of a ``path.py:Name``: the filter is that code and no other. Empty takes the file as
+            it is when it is opened.
     """
 
     name: str = "full"
     parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
     budget: Budget | None = None
     protect: Protect = Protect()
+    source: str = ""
 
     def __post_init__(self) -> None:
         pairs = ((name, value) for name, value in self.parameters)
@@ -556,6 +559,8 @@ def _plain(step: Step) -> dict[str, object]:
         return {"verb": "Join", "branches": branches, **laid}
     fields = asdict(step)
     fields.pop("text", None)
+    if isinstance(step, Handover) and not step.keep.source:
+        del fields["keep"]["source"]  # as for sampling below
     if isinstance(step, Write):
         # What came later to sampling takes part only where it is used, so that older programs keep their digests.
         off = asdict(GREEDY)

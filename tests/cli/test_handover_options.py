@@ -54,6 +54,19 @@ def test_without_a_filter_a_record_has_no_hand_overs(tmp_path: Path) -> None:
     assert "handovers" not in (tmp_path / "records.jsonl").read_text()
 
 
+def without_weights(folder: Path, changes: dict[str, object]) -> Path:
+    """Make a folder of the embedded model without its weights, with another configuration."""
+    from latentmas import tiny
+
+    folder.mkdir()
+    for file in tiny.model_folder().iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+    return folder
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -126,18 +139,79 @@ def test_what_cannot_be_run_is_one_sentence_before_weights_are_loaded(
 def test_what_a_model_cannot_do_is_known_from_its_configuration(
     tmp_path: Path, changes: dict[str, object], words: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentmas import tiny
-
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in tiny.model_folder().iterdir():
-        if file.suffix != ".safetensors":  # no weights are there to be loaded
-            (folder / file.name).write_bytes(file.read_bytes())
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, **changes}))
-    command = RUN.replace("--model_name tiny", f"--model_name {folder}")
+    command = RUN.replace("--model_name tiny", f"--model_name {without_weights(tmp_path / 'model', changes)}")
     assert main([*shlex.split(f"{command} {words}"), "--output_dir", str(tmp_path / "run")]) == 2
     assert sentence in capsys.readouterr().err
+
+
+OWN = """
+class Heads:
+    def score(self, sight):
+        memory = sight.memory
+        heads = [memory.keys(layer).norm(dim=-1) for layer in range(memory.layers)]
+        return __import__("torch").stack(heads).double()
+
+class Said(Heads):
+    grain = "layer"
+
+class Coarse:
+    needs = {"receiver", "random"}
+    def score(self, sight):
+        return sight.random * sight.receiver.norm(dim=-1, keepdim=True)
+
+class Misspelt(Heads):
+    needs = {"receiver_atention"}
+
+class Text(Heads):
+    needs = "receiver"
+
+class Fine(Heads):
+    grain = "fine"
+
+class Ends:
+    def __init__(self):
+        raise OSError("no disk")
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "sentence"),
+    [
+        (WINDOWED, "Heads", "has sliding windows, whose masks need one set of slots for all layers; let its scores"),
+        (WINDOWED, "Said", "has sliding windows, whose masks need"),
+        ({}, "Heads --handover thoughts", "chooses for each head, so that heads hold different slots"),
+        ({}, "Said --handover last_agent", "chooses for each layer, so that heads hold different slots"),
+        ({}, "Heads --show_heatmaps", "which has no heatmap; let its scores have the shape rows x slots"),
+        ({}, "Misspelt", "is called 'receiver_atention'; did you mean 'receiver_attention'?"),
+        ({}, "Text", "has needs 'receiver'; expected a set of some of: receiver,"),
+        ({}, "Fine", "has grain 'fine'; expected one of token, layer, head"),
+        ({}, "Ends", "cannot be built: OSError: no disk"),
+    ],
+)
+def test_what_a_filter_of_ones_own_cannot_do_is_known_before_weights_are_loaded(
+    tmp_path: Path, changes: dict[str, object], words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    command = RUN.replace("--model_name tiny", f"--model_name {without_weights(tmp_path / 'model', changes)}")
+    assert main([*shlex.split(f"{command} --filter {own}:{words}"), "--output_dir", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [(WINDOWED, "Coarse"), ({}, "Coarse --handover thoughts"), ({}, "Heads")],
+)
+def test_a_filter_of_ones_own_is_refused_nothing_it_can_do(
+    tmp_path: Path, changes: dict[str, object], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    command = RUN.replace("--model_name tiny", f"--model_name {without_weights(tmp_path / 'model', changes)}")
+    assert main([*shlex.split(f"{command} --dry_run --filter {own}:{words}")]) == 0, capsys.readouterr().err
 
 
 def test_a_filter_whose_code_changed_does_not_go_on_with_the_old_records(

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from latentmas.cli._pace import FIRST_SECONDS, MOST_SECONDS, Pace, Schedule, duration
-from latentmas.cli._terminal import _Shown, announced, progress
+from latentmas.cli._shown import Shown
+from latentmas.cli._terminal import announced, progress
 from latentmas.protocols import Phase, Progress
 from latentmas.samples import Verdict
 
@@ -329,7 +330,7 @@ def test_both_lines_fit_any_terminal(clock, width, name):
     pace.report(writing(100, 1310, going=17, tokens=31000, agent=name))
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    console.print(_Shown(pace))
+    console.print(Shown(pace))
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
     assert all(len(line.rstrip()) <= width for line in lines)

@@ -142,5 +142,7 @@ def test_the_command_line_does_not_load_matplotlib() -> None:
     import subprocess
     import sys
 
-    program = "import sys; from latentmas.cli import application; application(); assert 'matplotlib' not in sys.modules"
+    program = (
+        "import sys; from latentmas.cli import main; main(['plot', '--help']); assert 'matplotlib' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

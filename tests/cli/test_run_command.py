@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from latentmas.backends.scripted import ScriptedBackend, ScriptedTurn
 from latentmas.cli import _options, main
 from latentmas.cli._terminal import sigterm_interrupts
 from latentmas.cli.run import work
-from latentmas.errors import NumericalError
+from latentmas.errors import NumericalError, RunStoppedError
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.grading import Grading
 from latentmas.experiment.handovers import filter_spec
+from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import Summary
 from latentmas.experiment.store import read_records
 from latentmas.program import Budget, Program, Protect, Read, Unit, Write
@@ -75,19 +76,20 @@ class ScriptedPlan:
 
     Attributes:
         seconds: Time an answer takes.
-        fails: Every answer ends with an error.
+        fails: Numbers of the questions that end with an error.
     """
 
     config: RunConfig
     n: int = 6
     seconds: float = 0.0
-    fails: bool = False
+    fails: Collection[int] = ()
     prompt_digest: str = "prompts"
     data_digest: str = "data"
     date: datetime.date | None = None
     grading: Grading = field(default_factory=lambda: Grading(scorer=same))
     withhold: bool = False
     notes: Mapping[str, str | None] = field(default_factory=dict)
+    meaning: Meaning = field(default_factory=Meaning)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -101,7 +103,7 @@ class ScriptedPlan:
 
     def reply(self, turn: ScriptedTurn) -> str:
         time.sleep(self.seconds)
-        if self.fails:
+        if any(turn.prompt.startswith(f"{number}?") for number in self.fails):
             raise NumericalError("a thought is NaN")
         return "right"
 
@@ -237,13 +239,27 @@ def test_what_the_check_refuses_is_one_line_and_exit_code_two(rows, tmp_path, ca
     assert len(err.splitlines()) == 1
 
 
-def test_a_run_whose_samples_all_end_with_an_error_says_so_and_can_be_retried(tmp_path, capsys):
+def test_a_run_whose_first_batch_fails_alike_stops_and_the_same_run_begins_again_once_it_is_mended(tmp_path, capsys):
     folder = tmp_path / "run"
-    summary = run_plan(ScriptedPlan(config_for(folder), fails=True))
-    assert summary.errors == summary.n == 6
+    with pytest.raises(RunStoppedError) as stopped:
+        run_plan(ScriptedPlan(config_for(folder), fails=range(6)))
+    assert stopped.value.exit_code == 1
+    assert str(stopped.value).startswith("the first 2 samples failed alike")
+    assert "NumericalError: a thought is NaN" in str(stopped.value)
+    assert not list(folder.glob("[!.]*"))
+    other = config_for(folder, max_new_tokens=7)  # what mends it may be an option
+    assert run_plan(ScriptedPlan(other)).correct == 4
+    assert "--retry_errors" not in capsys.readouterr().err
+
+
+def test_a_run_that_has_an_answer_never_stops_and_its_errors_can_be_retried(tmp_path, capsys):
+    folder = tmp_path / "run"
+    summary = run_plan(ScriptedPlan(config_for(folder), fails=range(1, 6)))
+    assert (summary.errors, summary.n) == (5, 6)
     err = capsys.readouterr().err
-    assert "6 of 6 samples ended with an error, the first: NumericalError: a thought is NaN" in err
+    assert "5 of 6 samples ended with an error, the first: NumericalError: a thought is NaN" in err
     assert "--retry_errors" in err
+    assert run_plan(ScriptedPlan(config_for(folder, retry_errors=True), fails=range(1, 6))).errors == 5
     assert run_plan(ScriptedPlan(config_for(folder, retry_errors=True))).correct == 4
 
 

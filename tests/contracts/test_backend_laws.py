@@ -477,6 +477,38 @@ def test_a_branch_that_breaks_ends_its_own_job_only(tiny: Any) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_whoever_breaks_among_those_that_recall_ends_its_own_job_only(tiny: Any, place: int) -> None:
+    model, alignment = poisoned(tiny, torch.float64)
+
+    def poison(program: Program, which: int | None) -> Program:
+        """Put the token into one branch, and take it out of all others."""
+        join, *rest = program
+        assert isinstance(join, Join)
+
+        def cleaned(step: Any, bad: bool) -> Any:
+            if not isinstance(step, Read):
+                return step
+            return replace(step, tokens=(*(token % POISON for token in step.tokens), *(POISON,) * bad))
+
+        branches = [
+            Program(tuple(cleaned(step, number == which) for step in branch))
+            for number, branch in enumerate(join.branches)
+        ]
+        return Program((replace(join, branches=tuple(branches)), *(cleaned(step, False) for step in rest)))
+
+    good = [poison(laws.ladder(row), None) for row in range(3)]
+    expected = laws.outcomes(HFBackend(model, ChatCodec(tiny.tokenizer), alignment), jobs(good))
+    batch = jobs([good[0], poison(laws.ladder(1), place), good[2]])
+    found = laws.outcomes(HFBackend(model, ChatCodec(tiny.tokenizer), alignment), batch)
+    error = found.pop("job-1")
+    assert isinstance(error, JobError)
+    assert isinstance(error.error, NumericalError)
+    assert f"agent {'abcdef'[place]!r}" in str(error.error)
+    del expected["job-1"]
+    assert found == expected
+
+
 # Filters
 
 FILTERS = [

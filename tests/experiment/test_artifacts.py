@@ -278,13 +278,44 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_ends_the_run_and_not_a_sample(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    words = "run --method latent_mas --model_name tiny --task tiny_split --temperature 0 --latent_steps 1"
+    command = [*words.split(), "--output_dir", str(tmp_path / "run"), "--max_samples"]
+    assert main([*command, "1"]) == 0
     (tmp_path / "run" / "heatmaps").write_text("in the way")
-    words = (
-        "run --method latent_mas --model_name tiny --task tiny_split --max_samples 1 --temperature 0 --latent_steps 1"
-    )
-    assert main([*words.split(), "--show_heatmaps", "--output_dir", str(tmp_path / "run")]) == 1
-    assert not (tmp_path / "run" / "records.jsonl").exists() or not (tmp_path / "run" / "records.jsonl").read_text()
+    assert main([*command, "2", "--show_heatmaps"]) == 1
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_is_stored_only_while_a_sample_is_answered_is_refused_for_a_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--save_embeddings") == 0
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+    assert run(folder, "--save_embeddings") == 0, "it has all of them"
+    for option in ("--show_heatmaps", "--show_heatmaps_singlelayer"):
+        capsys.readouterr()
+        assert run(folder, "--save_embeddings", option) == 2
+        err = capsys.readouterr().err
+        assert f"2 of 2 finished samples were answered without {option}, which stores something only while" in err
+        assert len(err.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_that_goes_on_says_which_samples_will_have_no_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--show_heatmaps") == 0
+    records = folder / "records.jsonl"
+    records.write_bytes(records.read_bytes().splitlines(keepends=True)[0])
+    capsys.readouterr()
+    assert run(folder, *PICTURES) == 0
+    err = capsys.readouterr().err
+    for option in PICTURES:
+        said = f"1 of 1 finished samples were answered without {option}, which stores something only while"
+        assert (said in err) == (option != "--show_heatmaps")
 
 
 def test_a_run_without_embeddings_says_how_to_get_some(tmp_path: Path) -> None:

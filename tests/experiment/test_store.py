@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from latentmas.errors import RunFolderError, StoreError
 from latentmas.experiment.atomic import replacing
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, read_manifest
+from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import summarize
 from latentmas.experiment.store import RunFolder, read_records
-from latentmas.samples import Record, Verdict
+from latentmas.rows import data_digest
+from latentmas.samples import Record, Sample, Verdict
 
 ENVIRONMENT = {"model_fingerprint": "weights-1", "device": "cpu"}
 IDS = ("a", "b", "c")
@@ -395,3 +398,201 @@ def test_verdicts_survive_the_way_through_the_file(tmp_path, make_record):
         run.begin(ENVIRONMENT)
         run.append(make_record("a", verdict=Verdict.TIMEOUT))
         assert [record.verdict for record in run.records()] == [Verdict.TIMEOUT]
+
+
+# Folders of somebody else
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "first/manifest.json"])
+def test_a_folder_with_other_files_is_refused_and_nothing_is_written(tmp_path, name):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match="mine is no run folder and holds other files, such as "):
+        RunFolder.open(tmp_path / "mine", identity())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", ".lock", ".owner", ".manifest.json.draft"])
+def test_litter_and_what_a_run_leaves_that_was_killed_at_once_are_no_other_files(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("")
+    with RunFolder.open(tmp_path / "run", identity()) as run:
+        run.begin(ENVIRONMENT)
+    assert not done(tmp_path / "run")
+
+
+# Other spellings of one run
+
+
+def resumed(tmp_path: Path, first: dict[str, object], then: dict[str, object]) -> None:
+    """Begin a run with some options and go on with others."""
+    with RunFolder.open(tmp_path / "run", identity(**first)) as run:
+        run.begin(ENVIRONMENT | {"dtype": "float32", "attention": "sdpa"})
+    RunFolder.open(tmp_path / "run", identity(**then)).close()
+
+
+SPELLINGS = [
+    ({}, {"alignment": "norm", "revision": "main", "latent_steps": 20, "topology": "chain"}),
+    ({"alignment": "ridge"}, {"latent_space_realign": True}),
+    ({}, {"dtype": "float32", "attn_implementation": "sdpa"}),
+    ({"dtype": "float32"}, {}),
+    ({"filter": "recency"}, {"filter": "recency", "keep": 0.5, "protect_sinks": 4, "protect_thoughts": True}),
+    ({"filter": "recency"}, {"filter": "recency", "filter_options": "{ }", "budget": "cache"}),
+    ({"knn_filter": True}, {"knn_filter": True, "protect_sinks": 0, "protect_thoughts": False, "knn_percentage": 0.8}),
+    (
+        {"knn_filter": True, "knn_strategy": "bottom"},
+        {
+            "filter": "knn",
+            "keep": 0.8,
+            "protect_newest": 5,
+            "protect_sinks": 0,
+            "protect_thoughts": False,
+            "filter_options": '{"strategy": "bottom"}',
+        },
+    ),
+    ({"sampling": "model", "temperature": 0.6}, {"temperature": 0.6}),
+]
+
+
+@pytest.mark.parametrize(("first", "then"), SPELLINGS)
+def test_a_run_goes_on_under_another_spelling_of_its_command_and_back(tmp_path, first, then):
+    resumed(tmp_path / "there", first, then)
+    resumed(tmp_path / "back", then, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        ({}, {"alignment": "soft"}, "alignment was 'norm' and is now 'soft'"),
+        ({"alignment": "norm"}, {"latent_space_realign": True}, "alignment was 'norm' and is now 'ridge'"),
+        ({}, {"dtype": "float64"}, "dtype was 'float32' and is now 'float64'"),
+        ({}, {"attn_implementation": "eager"}, "attn_implementation was 'sdpa' and is now 'eager'"),
+        ({}, {"revision": "v1"}, "revision was 'main' and is now 'v1'"),
+        ({"filter": "recency"}, {"filter": "recency", "protect_sinks": 0}, "protect_sinks was 4 and is now 0"),
+        ({"filter": "recency"}, {"filter": "recency", "protect_thoughts": False}, "protect_thoughts was True"),
+        ({"knn_filter": True}, {"filter": "knn", "keep": 0.8}, "protect_sinks was 0 and is now 4"),
+        ({"knn_filter": True}, {}, "filter was 'knn' and is now None"),
+        ({"knn_filter": True}, {"knn_filter": True, "knn_percentage": 0.5}, "knn_percentage was 0.8 and is now 0.5"),
+    ],
+)
+def test_what_resolves_to_something_else_is_refused_by_name(tmp_path, first, then, words):
+    with pytest.raises(RunFolderError, match=f"holds another run: {re.escape(words)}"):
+        resumed(tmp_path, first, then)
+
+
+def test_an_option_without_effect_may_change_and_others_may_not(folder):
+    plain, other = identity(), identity(top_p=0.5, latent_steps=3)
+    known = {name: getattr(plain, name) for name in ("prompt_digest", "data_digest", "sample_ids")}
+    RunFolder.open(
+        folder, RunIdentity(config=other.config, **known, meaning=Meaning(idle=frozenset({"top_p", "latent_steps"})))
+    ).close()
+    with pytest.raises(RunFolderError, match=r"top_p was 0\.95 and is now 0\.5"):
+        RunFolder.open(
+            folder, RunIdentity(config=other.config, **known, meaning=Meaning(idle=frozenset({"latent_steps"})))
+        )
+
+
+def test_what_a_model_or_a_filter_decides_may_be_spelled_out(tmp_path):
+    meaning = Meaning(unsaid={"enable_thinking": True, "grain": "head"}, tied=True)
+    with RunFolder.open(tmp_path / "run", identity(filter="receiver")) as run:
+        run.begin(ENVIRONMENT)
+    same = identity(filter="receiver", enable_thinking=True, grain="head", alignment="ridge")
+    RunFolder.open(tmp_path / "run", replace(same, meaning=meaning)).close()
+    for option, words in (
+        ({"enable_thinking": False}, "enable_thinking was True and is now False"),
+        ({"grain": "token"}, "grain was 'head' and is now 'token'"),
+    ):
+        other = replace(identity(filter="receiver", **option), meaning=meaning)
+        with pytest.raises(RunFolderError, match=words):
+            RunFolder.open(tmp_path / "run", other)
+
+
+def test_a_path_is_compared_by_where_it_leads_from_wherever_the_run_goes_on(tmp_path, monkeypatch):
+    for name in ("model", "other"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / "run"
+    with RunFolder.open(path, identity(model_name="model", team="model", dataset="model")) as run:
+        run.begin(ENVIRONMENT)
+    monkeypatch.chdir(tmp_path)
+    for spelled in ("here/model", "here/other/../model/", str(tmp_path / "here" / "model"), "link", "model"):
+        RunFolder.open(path, identity(model_name=spelled)).close()
+    with pytest.raises(RunFolderError, match="model_name was 'model' and is now 'here/other'"):
+        RunFolder.open(path, identity(model_name="here/other"))
+
+
+# Growing
+
+
+def grown(count: int, *, changed: int | None = None, **options: object) -> RunIdentity:
+    """Return a run of so many samples, one of them perhaps with another question than before."""
+    samples = tuple(
+        Sample(id=f"q{number}", question="other" if number == changed else f"{number}?", target="4")
+        for number in range(count)
+    )
+    plain = identity(max_samples=count, **options)
+    return replace(
+        plain,
+        data_digest=data_digest(samples),
+        sample_ids=tuple(sample.id for sample in samples),
+        samples=samples,
+    )
+
+
+def begin_with(path: Path, run_identity: RunIdentity, make_record, done: int) -> None:
+    with RunFolder.open(path, run_identity) as run:
+        run.begin(ENVIRONMENT)
+        for sample in run_identity.samples[:done]:
+            if sample.id not in run.done_ids:
+                run.append(make_record(sample.id))
+
+
+@pytest.mark.parametrize("done", [0, 2, 3])
+def test_a_run_grows_and_is_then_a_run_of_the_larger_number(tmp_path, make_record, done):
+    path = tmp_path / "run"
+    begin_with(path, grown(3), make_record, done)
+    begin_with(path, grown(5), make_record, 4)
+    manifest = read_manifest(path / "manifest.json")
+    assert (manifest.samples, manifest.config["max_samples"]) == (5, 5)
+    assert manifest.data_digest == grown(5).data_digest
+    assert [session.options["max_samples"] for session in manifest.resumed] == [5]
+    begin_with(path, grown(5), make_record, 5)
+    assert [record.id for record in read_records(path / "records.jsonl")] == [f"q{number}" for number in range(5)]
+
+
+def test_a_run_that_was_only_opened_to_grow_has_not_grown(tmp_path, make_record):
+    begin_with(tmp_path / "run", grown(3), make_record, 3)
+    RunFolder.open(tmp_path / "run", grown(5)).close()
+    RunFolder.open(tmp_path / "run", grown(3)).close()
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (grown(2), "has 3 samples, and --max_samples 2 asks for fewer; give --max_samples 3 or more"),
+        (grown(5, changed=1), "holds another run: data_digest was"),
+        (grown(3, changed=1), "holds another run: data_digest was"),
+        (grown(5, seed=1), "holds another run: seed was 42 and is now 1"),
+    ],
+)
+def test_a_run_does_not_shrink_nor_grow_out_of_another_one(tmp_path, make_record, later, words):
+    begin_with(tmp_path / "run", grown(3), make_record, 3)
+    with pytest.raises(RunFolderError, match=re.escape(words)):
+        RunFolder.open(tmp_path / "run", later)
+
+
+def test_the_same_samples_may_be_asked_for_by_another_number(tmp_path, make_record):
+    begin_with(tmp_path / "run", grown(3), make_record, 3)
+    everything = replace(grown(3), config=identity().config)
+    assert everything.config.max_samples == -1
+    RunFolder.open(tmp_path / "run", everything).close()
+
+
+def test_who_gets_the_memory_of_whom_depends_on_all_samples_so_that_such_a_run_cannot_grow(tmp_path, make_record):
+    begin_with(tmp_path / "run", grown(3, control="other_question"), make_record, 3)
+    with pytest.raises(RunFolderError, match="the memory of another one of them, so it cannot grow to 5"):
+        RunFolder.open(tmp_path / "run", grown(5, control="other_question"))
+    begin_with(tmp_path / "noise", grown(3, control="noise"), make_record, 3)
+    RunFolder.open(tmp_path / "noise", grown(5, control="noise")).close()

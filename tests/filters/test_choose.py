@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentmas.errors import CapabilityError, ConfigError, MemoryMismatchError, UnknownNameError
-from latentmas.filters import Sight, choose
-from latentmas.filters._registry import filter_names, open_filter, takes
+from latentmas.filters import Filter, Sight, choose
+from latentmas.filters._registry import filter_names, open_filter, source_digest, takes
 from latentmas.memory import LatentMemory
 from latentmas.program import Budget, KeepSpec, Protect, SlotKind, Unit
 
@@ -235,3 +237,49 @@ def test_a_file_that_is_no_filter_is_one_sentence(tmp_path: object, content: str
         open_filter(KeepSpec(name="knn", parameters=(("strategy", "middle"),)))
     with pytest.raises(ConfigError, match="'nail' is not a valid Grain"):
         open_filter(KeepSpec(name="receiver", parameters=(("grain", "nail"),)))
+
+
+OWN = "class Mine:\n    def score(self, sight):\n        return {sign}sight.memory.positions.double()\n"
+
+
+def kept_by(found: Filter) -> list[int]:
+    memory = memory_of([[(6, 0), (1, 0)]])
+    return choose(found, spec(Budget(unit=Unit.SLOTS, amount=1)), sight(memory)).flatten().nonzero().flatten().tolist()
+
+
+def test_a_filter_whose_file_changed_is_loaded_anew_in_the_same_process(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.format(sign="+"))
+    first, before = source_digest(f"{file}:Mine"), file.stat()
+    assert kept_by(open_filter(KeepSpec(name=f"{file}:Mine"))) == [6]
+    file.write_text(OWN.format(sign="-"))
+    # As an editor may leave it: same length, same second. Cached bytecode would be taken for it.
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert kept_by(open_filter(KeepSpec(name=f"{file}:Mine"))) == [0]
+    assert source_digest(f"{file}:Mine") != first
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_filter_that_is_in_use_stays_the_code_its_digest_names(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.format(sign="+"))
+    used = KeepSpec(name=f"{file}:Mine", source=source_digest(f"{file}:Mine"))
+    found = open_filter(used)
+    file.write_text(OWN.format(sign="-"))
+    assert open_filter(used) is found
+    file.unlink()
+    assert kept_by(open_filter(used)) == [6]
+
+
+def test_a_digest_that_the_file_no_longer_has_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.format(sign="+"))
+    with pytest.raises(ConfigError, match=r"has changed while it was in use: its digest was 0123 and is now"):
+        open_filter(KeepSpec(name=f"{file}:Mine", source="0123"))
+
+
+def test_a_filter_of_ones_own_may_be_a_dataclass_with_annotations_as_text(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n@dataclass\n"
+    file.write_text(head + OWN.format(sign="+").replace("Mine:\n", "Mine:\n    size: int = 3\n"))
+    assert kept_by(open_filter(KeepSpec(name=f"{file}:Mine", parameters=(("size", 4),)))) == [6]

@@ -2,23 +2,20 @@
 
 Each module here whose name does not begin with ``_`` is a command of that name. Its `command` function is
 what runs; it returns the exit code and brings the help text.
+
+This module loads next to nothing, so that Ctrl-C is heard by `main` from the first moment on.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
-from collections.abc import Sequence
-from typing import Annotated
 
-import typer
-
-import latentmas
-from latentmas.errors import LatentMASError
+TYPE_CHECKING = False  # the real one would load the module typing
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, abbreviations: bool = False) -> int:
     """Run the command line and return its exit code.
 
     0 is done, 1 failed while running, 2 asked for what cannot be run, 130 interrupted. What is wrong is said
@@ -26,53 +23,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: Words after the program's name; None takes those of this process.
+        abbreviations: Options may be cut short as long as it is clear which is meant, as argparse lets them.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        code = application()(args=words or ["--help"], prog_name="latentmas", standalone_mode=False)
-    except LatentMASError as error:
-        return _refuse(str(error), error.exit_code)
-    except typer.TyperException as error:
-        return _refuse(f"{error.format_message()} (--help lists what there is)", error.exit_code)
-    return code if isinstance(code, int) else 0
+        from latentmas.cli import _streams
+
+        with _streams.guarded_stdout() as stdout:
+            try:
+                code = _run(words, abbreviations=abbreviations)
+                stdout.flush()  # what fails shall fail here, and not when the process ends
+            except _streams.StdoutFailed as failed:
+                stdout.let_go()
+                code = _streams.say_failed(failed)
+    except KeyboardInterrupt:
+        code = 130  # a command says what it keeps; outside of one there is nothing to tell
+    if code == 130:
+        # A C extension that was interrupted while it ran Python makes the interpreter end itself by SIGINT, although
+        # the interrupt was caught; whatever it runs next makes it forget that.
+        exec("")
+    return code
 
 
-def application() -> typer.Typer:
-    """Return the typer application with every command of this folder."""
-    application = typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        # Every name can be written with dashes as well.
-        context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": _underscored},
-    )
-    application.callback()(_top)
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            command = importlib.import_module(f"{__name__}.{module.name}").command
-            application.command(module.name)(command)
-    return application
+def _run(words: list[str], *, abbreviations: bool) -> int:
+    if words == ["--version"]:
+        import latentmas
 
+        print(f"latentmas {latentmas.__version__}")
+        return 0
+    try:
+        from latentmas.cli import _application
+    except ModuleNotFoundError as missing:
+        from latentmas.cli._streams import say_error
 
-def _underscored(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"latentmas {latentmas.__version__}")
-        raise typer.Exit
-
-
-def _top(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    """Agents that share one language model and hand over working memory instead of text, measured."""
-
-
-def _refuse(message: str, exit_code: int) -> int:
-    typer.secho(f"error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
-    return exit_code
+        how = "`pip install latentmas` brings what is needed"
+        return say_error(f"{missing.name} is not installed for {sys.executable}; {how}", 1)
+    return _application.run(words, abbreviations=abbreviations)

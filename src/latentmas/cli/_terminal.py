@@ -9,31 +9,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from types import FrameType
 from typing import Final
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
-from rich.logging import RichHandler
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from latentmas.cli._pace import FIRST_SECONDS, Pace, Schedule
 
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
 SECONDS_BETWEEN_LOOKS: Final = 0.5
-INDENT: Final = 2
-NARROWEST_BAR: Final = 8
-WIDEST_BAR: Final = 40
 
 
 @contextmanager
 def warnings_shown(console: Console) -> Iterator[None]:
     """Show log records of level warning and above, and Python's warnings, on `console`."""
+    from rich.logging import RichHandler
+
     handler = RichHandler(logging.WARNING, console=console, show_time=False, show_path=False)
     handler.addFilter(lambda record: record.name.partition(".")[0] not in SPEAK_THEMSELVES)
     root = logging.getLogger()
@@ -94,9 +86,12 @@ def progress(console: Console, pace: Pace) -> Iterator[Pace]:
         if pace.fresh:
             _print_plain(console, pace)
         return
-    shown = _Shown(pace)
+    from rich.live import Live
+
+    from latentmas.cli._shown import Shown
+
     # An engine's processes begin while this runs; what they write to is not taken from them.
-    with Live(shown, console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False):
+    with Live(Shown(pace), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False):
         yield pace
 
 
@@ -121,34 +116,3 @@ def _plain_lines(console: Console, pace: Pace) -> Iterator[None]:
 def _print_plain(console: Console, pace: Pace) -> None:
     line = "; ".join(filter(None, (pace.state(), pace.doing())))
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Shown:
-    """Two lines for a terminal of any width: a bar and what is done, and below it what is being done."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-        self._spinner = Spinner("dots")
-        self._began = time.monotonic()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        pace, width = self._pace, options.max_width
-        elapsed = str(timedelta(seconds=int(time.monotonic() - self._began)))
-        state, doing = pace.state(), pace.doing()
-        if len(doing) > width - INDENT:
-            doing = pace.doing(width - INDENT)
-            # The line above has room for the rate, at the cost of the bar.
-            if (rate := pace.rate()) and len(with_rate := f"{state}, {rate}") + len(elapsed) + 4 <= width:
-                state = with_rate
-        line = Table.grid(padding=(0, 1))
-        cells: list[RenderableType] = [self._spinner]
-        room = width - len(state) - len(elapsed) - 4
-        if room >= NARROWEST_BAR:
-            cells.append(ProgressBar(total=pace.total, completed=pace.done, width=min(room, WIDEST_BAR)))
-        cells.append(Text(state, no_wrap=True, overflow="ellipsis"))
-        if room >= 0:
-            cells.append(Text(elapsed, style="progress.elapsed"))
-        line.add_row(*cells)
-        yield line
-        if doing:
-            yield Text(" " * INDENT + doing, no_wrap=True, overflow="ellipsis")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 import latentmas
 from latentmas.backends import gguf_file
+from latentmas.errors import CapabilityError, ConfigError
 
 
 def command() -> int:
@@ -23,7 +24,7 @@ def command() -> int:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column("", no_wrap=True)
     table.add_column("")
-    for name, text in (*_software(), *_devices(), *_engines(), *_sandbox()):
+    for name, text in (*_software(), *_plugins(), *_devices(), *_engines(), *_sandbox()):
         table.add_row(name, text)
     console.print(table, markup=False, highlight=False)
     return 0
@@ -38,6 +39,22 @@ def _software() -> list[tuple[str, str]]:
         rows.append((package, _version(package) or "not installed"))
     rows.append(("math-verify", _version("math-verify") or "not installed: pip install 'latentmas[math]'"))
     rows.append(("gguf", _version("gguf") or f"not installed: {gguf_file.INSTALL}"))
+    return rows
+
+
+def _plugins() -> list[tuple[str, str]]:
+    """Return a row for each filter and task of another package."""
+    from latentmas import plugins
+
+    rows = []
+    for kind in ("filter", "task"):
+        for entry in plugins.plugins(f"latentmas.{kind}s").values():
+            try:
+                plugins.load(kind, entry)
+            except ConfigError as error:
+                rows.append((f"{kind} {entry.name}", f"no: {error}"))
+            else:
+                rows.append((f"{kind} {entry.name}", f"works, of {plugins.package_of(entry)}"))
     return rows
 
 
@@ -64,7 +81,6 @@ def _engines() -> list[tuple[str, str]]:
 
 def _sandbox() -> list[tuple[str, str]]:
     from latentmas import sandbox
-    from latentmas.errors import CapabilityError
 
     rows = [
         (f"sandbox {report.level.value}", "works" if report.works else f"no: {report.reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,7 +15,12 @@ from latentmas.cli._pace import Pace
 from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
 from latentmas.errors import ConfigError
-from latentmas.experiment import sweep
+
+if TYPE_CHECKING:  # --help needs none of it
+    from latentmas.experiment import sweep
+
+POSITIONS: Final = "true,rerotate,published"
+KEEPS: Final = "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 
 
 def command(
@@ -28,8 +33,8 @@ def command(
         str,
         typer.Option("--filters", help="Names separated by commas; knn-top, knn-bottom and knn-random as published."),
     ] = "receiver,sender,key_difference,key_norm,recency,sink_thoughts,random,knn-top,knn-bottom,knn-random",
-    keeps: Annotated[str, typer.Option("--keeps", help="Shares of the memory kept at each hand-over.")] = sweep.KEEPS,
-    positions: Annotated[str, typer.Option("--positions", help="Ways of placing what is left.")] = sweep.POSITIONS,
+    keeps: Annotated[str, typer.Option("--keeps", help="Shares of the memory kept at each hand-over.")] = KEEPS,
+    positions: Annotated[str, typer.Option("--positions", help="Ways of placing what is left.")] = POSITIONS,
     generate_bs: Annotated[int, typer.Option("--generate_bs", min=1, help="Samples that share a batch.")] = 100,
     device: Annotated[str, typer.Option("--device", help="As for `latentmas run`.")] = "auto",
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of all runs, table and picture.")] = Path(
@@ -48,6 +53,8 @@ def command(
 
       latentmas handovers --filters receiver,random --keeps 1,0.5 --positions true
     """
+    from latentmas.experiment import sweep
+
     console = Console(stderr=True)
     grid = sweep.cells(_names(filters), [_share(word) for word in _names(keeps)], _names(positions))
     options = {
@@ -86,6 +93,8 @@ def command(
 
 def _table(points: list[sweep.Point]) -> Table:
     """Return accuracies in per cent, a line for each filter and way of placing slots, a column for each share."""
+    from latentmas.experiment import sweep
+
     keeps = sorted({point.keep for point in points}, reverse=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("filter", no_wrap=True)

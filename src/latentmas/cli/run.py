@@ -10,22 +10,24 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 
 from latentmas.cli import _options
 from latentmas.cli._pace import Pace
 from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
-from latentmas.experiment import report, runner
+from latentmas.errors import LatentMASError, RunFolderError, RunStoppedError
 from latentmas.experiment.config import RunConfig
-from latentmas.experiment.grading import Grading, executor
-from latentmas.experiment.manifest import RunIdentity
-from latentmas.experiment.stats import Summary, summarize
-from latentmas.experiment.store import RunFolder
-from latentmas.program import Program
-from latentmas.protocols import Backend, Method, Report
-from latentmas.samples import Sample
+
+if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of it
+    from latentmas.experiment.grading import Grading
+    from latentmas.experiment.resolved import Meaning
+    from latentmas.experiment.stats import Summary
+    from latentmas.experiment.store import RunFolder
+    from latentmas.program import Program
+    from latentmas.protocols import Backend, Method, Report
+    from latentmas.samples import Sample
 
 INTERRUPTED: Final = 130
 FAILED: Final = 1
@@ -59,6 +61,8 @@ class Plan(Protocol):
     def withhold(self) -> bool: ...
     @property
     def remarks(self) -> Sequence[str]: ...
+    @property
+    def meaning(self) -> Meaning: ...
     @property
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
@@ -102,16 +106,16 @@ def command(**options: object) -> int:
     config = RunConfig.from_options(_options.explicit(options))
     try:
         with sigterm_interrupts(), warnings_shown(console):
-            from latentmas.experiment import compose
+            from latentmas.experiment import compose, report
 
             with announced(console, "reading options, data and tokenizer"):
                 plan = compose.check(config)
-            for remark in plan.remarks:
-                say(console, remark)
             if plan.config.dry_run:
+                for remark in plan.remarks:
+                    say(console, remark)
                 print(f"{plan.first_program().describe()}\n{plan.counts()}")
                 return 0
-            summary = work(plan, console)
+            summary = work(plan, console, plan.remarks)
     except KeyboardInterrupt:
         say(console, "interrupted; nothing that was stored is lost, and the same command goes on")
         return INTERRUPTED
@@ -127,11 +131,19 @@ command.__annotations__ = {
 }
 
 
-def work(plan: Plan, console: Console) -> Summary:
+def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
     """Run what is left of a checked plan and return the numbers of the whole run; says on `console` how it goes.
 
     An interrupt ends it after the summary of what is there so far was written, and is raised again.
+
+    Args:
+        remarks: Said once it is certain that the run can be done.
     """
+    from latentmas.experiment import runner
+    from latentmas.experiment.grading import executor
+    from latentmas.experiment.manifest import RunIdentity
+    from latentmas.experiment.store import RunFolder
+
     config = plan.config
     identity = RunIdentity(
         config=config,
@@ -139,22 +151,38 @@ def work(plan: Plan, console: Console) -> Summary:
         data_digest=plan.data_digest,
         sample_ids=tuple(sample.id for sample in plan.samples),
         date=plan.date,
+        samples=plan.samples,
+        meaning=plan.meaning,
+        filter_digest=plan.notes.get("filter_digest"),
     )
     with RunFolder.open(config.folder, identity) as folder, ExitStack() as shown:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
+        late = _stored_too_late(config, folder)
+        if late and not waiting:
+            raise RunFolderError(f"{folder.path}: {late[0]}; leave it out, or choose another --output_dir")
         say(console, f"{folder.path}: {state}")
+        for remark in remarks:
+            say(console, remark)
+        for sentence in late:
+            say(console, f"{sentence}; they stay as they are, and another --output_dir would answer all with it")
+        if config.retry_errors and not folder.retried:
+            say(console, "--retry_errors has no effect: no sample has ended with an error")
         if not waiting:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
         pace = shown.enter_context(progress(console, Pace(total=total, finished=done, correct=folder.correct)))
-        experiment = plan.open(pace.report)
+        try:
+            experiment = plan.open(pace.report)
+        except LatentMASError:
+            folder.withdraw()
+            raise
         pace.agents = tuple(experiment.method.roles)
+        started = time.monotonic()
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
-            started = time.monotonic()
             with executor(plan.grading.workers) as graders:
                 runner.run(
                     waiting,
@@ -166,9 +194,15 @@ def work(plan: Plan, console: Console) -> Summary:
                     seed=config.seed,
                     save_ids=config.save_ids,
                     withhold=plan.withhold,
+                    stops=not any(record.error is None for record in folder.records()),
                     on_record=lambda record: pace.graded(record.verdict),
                     on_answer=pace.answered,
                 )
+        except LatentMASError as error:
+            folder.withdraw()  # what mends it may be another option, or another text of a filter
+            if isinstance(error, RunStoppedError):
+                raise RunStoppedError(f"{error}; mend that, and the same command begins again") from error
+            raise
         except KeyboardInterrupt:
             summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
             say(console, f"{folder.path}: {summary.n} of {total} records are stored")
@@ -176,6 +210,11 @@ def work(plan: Plan, console: Console) -> Summary:
         finally:
             experiment.backend.close()
         summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
+    _say_what_is_missing(summary, config, console)
+    return summary
+
+
+def _say_what_is_missing(summary: Summary, config: RunConfig, console: Console) -> None:
     if summary.first_error is not None:
         say(
             console,
@@ -184,11 +223,21 @@ def work(plan: Plan, console: Console) -> Summary:
         )
     if summary.ungraded:
         say(console, f"{summary.ungraded} answers are not graded yet; `latentmas grade {config.folder}` does that")
-    return summary
+
+
+def _stored_too_late(config: RunConfig, folder: RunFolder) -> tuple[str, ...]:
+    """Return what switches store of samples and did not when those were answered, in sentences."""
+    if not (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer):
+        return ()
+    from latentmas.experiment import artifacts
+
+    return artifacts.unstored(config, folder.answered_ids)
 
 
 def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds: float) -> Summary:
     """Return the numbers of all records, after they were written into the folder."""
+    from latentmas.experiment.stats import summarize
+
     summary = summarize(folder.records(), config=config, samples=total, wall_seconds=wall_seconds)
     folder.write_summary(summary)
     return summary

@@ -23,10 +23,15 @@ def command(
     Every task also reads a local file in the same columns: --dataset FILE. A task of your own is a .yaml file, given
     as --task FILE.yaml.
     """
+    from latentmas.cli._terminal import warnings_shown
+    from latentmas.cli.run import say
     from latentmas.experiment import compose
 
-    tasks = [compose.find_task(name) for name in compose.task_names()]
-    console = Console()
+    console, aside = Console(), Console(stderr=True)
+    with warnings_shown(aside):
+        tasks, broken = compose.installed_tasks()
+    for sentence in broken:
+        say(aside, f"left out: {sentence}")
     console.print(_table(tasks))
     if verbose:
         for task in tasks:

@@ -51,6 +51,9 @@ def command(
         curl -s localhost:8000/v1/completions -H "Content-Type: application/json" -d @-
     """
     from latentmas.experiment import models, serving
+    from latentmas.experiment.model_names import check_model_name
+
+    check_model_name(model_name)
 
     if answer_kind not in list(AnswerKind):
         raise UnknownNameError("answer kind", answer_kind, list(AnswerKind))

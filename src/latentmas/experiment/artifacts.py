@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -49,6 +51,9 @@ PARTS: Final[Mapping[str, str]] = {
     "thoughts": "[m, E] thoughts in the order of thinking, as they were fed back",
     "hidden": "[E] last hidden state of the turn, before alignment",
 }
+
+SWITCHES: Final = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
+_LAYER: Final = re.compile(r"-layer[0-9]+\.png$")
 
 Floats = NDArray[np.float32]
 
@@ -189,7 +194,7 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
         ConfigError: The method hands nothing over.
         CapabilityError: A prompt cannot be compared with this model's keys.
     """
-    options = [name for name in ("show_heatmaps", "show_heatmaps_singlelayer") if getattr(config, name)]
+    options = [name for name in SWITCHES[:2] if getattr(config, name)]
     if not options:
         return
     if not any(isinstance(step, Handover) for step in next(method.solve(sample)).flat()):
@@ -206,6 +211,45 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
             f"--{options[0]} folds the hidden size {width} to the width of a head, {head}, which does not divide it; "
             "this model has no such picture"
         )
+
+
+def unstored(config: RunConfig, answered: Collection[str]) -> tuple[str, ...]:
+    """Return which pictures or embeddings that are asked for now were not stored of finished samples, in sentences.
+
+    They are made only while a sample is answered.
+
+    Args:
+        answered: Ids of the samples that are finished without an error.
+    """
+    pictures, stored = _names(config.folder / "heatmaps"), frozenset(_names(config.folder / "embeddings"))
+    without = dict.fromkeys(SWITCHES, 0)
+    for sample in answered:
+        name = sample_name(sample)
+        layers = {_LAYER.search(picture) is not None for picture in _beginning_with(f"{name}-", pictures)}
+        without["show_heatmaps"] += False not in layers
+        without["show_heatmaps_singlelayer"] += True not in layers
+        without["save_embeddings"] += f"{name}.json" not in stored
+    return tuple(
+        f"{without[option]} of {len(answered)} finished samples were answered without --{option}, which stores "
+        "something only while a sample is answered"
+        for option in SWITCHES
+        if getattr(config, option) and without[option]
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _beginning_with(prefix: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield the names that begin so; `names` is sorted."""
+    for name in islice(names, bisect_left(names, prefix), None):
+        if not name.startswith(prefix):
+            return
+        yield name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

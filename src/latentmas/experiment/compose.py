@@ -10,32 +10,37 @@ import difflib
 import hashlib
 import importlib
 import pkgutil
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Final, Literal
 
-from latentmas import agents, prompts, rows, tasks
+from latentmas import agents, plugins, prompts, rows, tasks
 from latentmas.agents import AgentGraph
-from latentmas.backends import gguf_file
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import CapabilityError, ConfigError, DataError, UnknownNameError
-from latentmas.experiment import artifacts, engines, handovers, models
+from latentmas.experiment import artifacts, effects, engines, handovers, models
 from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
+from latentmas.experiment.effects import Situation
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.manifest import stored_date
-from latentmas.experiment.models import EMBEDDED, SCRIPTED, model_defaults, open_codec
+from latentmas.experiment.model_names import check_model_name as _check_model_name
+from latentmas.experiment.model_names import check_weights
+from latentmas.experiment.models import SCRIPTED, model_defaults, open_codec
+from latentmas.experiment.resolved import Meaning
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
 from latentmas.prompts import PromptSet, Use
-from latentmas.protocols import Backend, Capability, Codec, Method, Report, Task
-from latentmas.row_files import read_rows
+from latentmas.protocols import Backend, Capability, Codec, Method, Report, Row, Task
+from latentmas.row_files import SUFFIXES, read_rows
 from latentmas.samples import AnswerKind, Sample
 
 METHODS: Final = ("baseline", "text_mas", "latent_mas")
+TASKS_PAGE: Final = "docs/tasks.md"
 SMALL_MODEL: Final = 512
 """Hidden size below which a CPU model runs on one thread: starting a second one costs more than it saves."""
 
@@ -56,6 +61,7 @@ class Plan:
         config: With all defaults filled in.
         ignored_sampling: What the model folder recommends and this run does not take.
         recommends: The model folder says how to sample.
+        situation: What decides which options have an effect.
     """
 
     config: RunConfig
@@ -69,6 +75,7 @@ class Plan:
     grading: Grading
     ignored_sampling: Mapping[str, float | int]
     recommends: bool
+    situation: Situation
 
     @property
     def withhold(self) -> bool:
@@ -82,11 +89,19 @@ class Plan:
         hub = " ".join(filter(None, (card.source, card.config)))
         data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
         ignored = _listed(self.ignored_sampling) or None
-        return {**data, "ignored_sampling": ignored, **handovers.notes(self.config), **self.grading.notes}
+        return {**data, "ignored_sampling": ignored, **self._filter_notes, **self.grading.notes}
+
+    @property
+    def _filter_notes(self) -> dict[str, str | None]:
+        return handovers.notes(self.situation.program)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences that whoever starts the run should read once."""
+        return (*self._remarks_on_sampling, *effects.remarks(self.config, self.situation))
+
+    @property
+    def _remarks_on_sampling(self) -> tuple[str, ...]:
         if self.config.sampling == "model" and not self.recommends:
             return ("the model folder recommends no sampling, so --sampling model changes nothing",)
         if not self.ignored_sampling:
@@ -97,6 +112,15 @@ class Plan:
         )
 
     @property
+    def meaning(self) -> Meaning:
+        """What options come to in this run."""
+        return Meaning(
+            idle=effects.idle_names(self.config, self.situation),
+            unsaid={"enable_thinking": self.situation.thinks_unless_told, "grain": handovers.grain(self.config)},
+            tied=self.situation.tied,
+        )
+
+    @property
     def date(self) -> datetime.date | None:
         """The day that prompts show; None where they show none."""
         return self.codec.printed_date
@@ -104,7 +128,9 @@ class Plan:
     @property
     def prompt_digest(self) -> str:
         """Digest of everything agents are told: the prompt set, the team, and how text becomes tokens."""
-        material = f"{self.prompts.digest} {self.codec.digest} {self.graph.agents!r} {sorted(self.graph.edges)!r}"
+        # To one agent alone it makes no difference who else might be there.
+        graph = self.graph if self.config.method != "baseline" else agents.chain()
+        material = f"{self.prompts.digest} {self.codec.digest} {graph.agents!r} {sorted(graph.edges)!r}"
         return hashlib.sha256(material.encode()).hexdigest()
 
     def first_program(self) -> Program:
@@ -171,7 +197,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     """
     _check_method(config.method)
     task = find_task(config.task)
-    if config.dataset and "split" in config.model_fields_set and config.split != task.splits[0]:
+    if config.dataset and config.gives("split"):
         raise ConfigError(f"--dataset is one file without splits; drop --split {config.split}")
     config = config.with_defaults({"split": task.splits[0], **task.defaults}, model_defaults(config.model_name))
     grading = grading_for(
@@ -188,7 +214,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     config = config.with_topology(default_topology(config, prompt_set))
     graph = graph_of(config)
     _check_model_name(config.model_name)
-    found = read_rows(config.dataset) if config.dataset else task.rows(config.split)
+    found = _local_rows(config.dataset, task) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config, begun=stored_date(config.folder) or begun)
     recommended = models.recommended_sampling(config)
@@ -202,6 +228,17 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         engines.check_vllm(config, method, codec)
     handovers.check(config, method.needs)
     artifacts.check(config, method, samples[0])
+    if config.cache_dir is not None and config.cache_dir.exists() and not config.cache_dir.is_dir():
+        raise ConfigError(f"--cache_dir {config.cache_dir} is a file; give a folder, which need not be there yet")
+    situation = Situation(
+        task=task,
+        graph=graph,
+        program=next(method.solve(samples[0])),
+        draws=handovers.draws(config),
+        samples=len(samples),
+        confined_by=grading.notes.get("code_exec"),
+        recommended=frozenset(recommended),
+    )
     return Plan(
         config=config,
         task=task,
@@ -214,6 +251,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
         grading=grading,
         ignored_sampling=config.ignored_sampling(recommended),
         recommends=bool(recommended),
+        situation=models.looked_at(situation, config, codec),
     )
 
 
@@ -347,10 +385,15 @@ def find_task(name: str) -> Task:
 
         return load_task(Path(name))
     modules, outside = _task_modules(), _outside_tasks()
+    if name.lower().endswith(SUFFIXES):
+        raise ConfigError(
+            f"--task is {name!r}, a file of rows; give it as --dataset, and as --task the name of a task in whose "
+            "columns it is, or a .yaml file that says what its columns are (docs/tasks.md)"
+        )
     if name in modules:
         task: Task = importlib.import_module(modules[name]).build()
     elif name in outside:
-        task = outside[name].load()()
+        task = _outside_task(outside[name])
     else:
         raise UnknownNameError("task", name, [*modules, *outside])
     return task
@@ -359,6 +402,17 @@ def find_task(name: str) -> Task:
 def task_names() -> list[str]:
     """Return the names of all tasks that are installed."""
     return sorted({*_task_modules(), *_outside_tasks()})
+
+
+def installed_tasks() -> tuple[list[Task], list[str]]:
+    """Return all tasks that are installed, and a sentence on each of another package that does not work."""
+    found, sentences = [], []
+    for name in task_names():
+        try:
+            found.append(find_task(name))
+        except ConfigError as error:
+            sentences.append(str(error))
+    return found, sentences
 
 
 def open_backend(
@@ -372,6 +426,7 @@ def open_backend(
     """
     if config.model_name == SCRIPTED:
         return ScriptedBackend(capacity=config.generate_bs, report=report)
+    check_weights(config.model_name)
     if config.use_vllm:
         return engines.open_vllm(config, codec, thinks=Capability.MEMORY in needs, report=report)
     return models.open_transformers(config, codec, needs, report)
@@ -391,10 +446,10 @@ def graph_of(config: RunConfig) -> AgentGraph:
     Raises:
         ConfigError: Its file describes none, or says itself who hears whom where ``--topology`` does.
     """
-    wiring = {"chain": None, "parallel": agents.parallel}[config.topology]
+    wiring = {"chain": agents.chain, "parallel": agents.parallel}[config.topology]
     if config.team is not None:
-        return agents.load_team(config.team, wiring)
-    return (wiring or agents.chain)(None)
+        return agents.load_team(config.team, wiring if config.gives("topology") else None)
+    return wiring(None)
 
 
 def _check_method(name: str) -> None:
@@ -424,35 +479,47 @@ def _check_wordings(prompt_set: PromptSet, task: Task) -> None:
             raise ConfigError(f"{prompt_set.source} has words for task {name!r}; did you mean {near[0]!r}?")
 
 
+def _local_rows(path: Path, task: Task) -> Sequence[Row]:
+    """Return the rows of ``--dataset``, which must have the columns of the task.
+
+    Raises:
+        ConfigError: It names no file but a data set of the hub.
+        DataError: The file cannot be read, or is in other columns.
+    """
+    named, own = str(path), f"in its own columns it needs a task file: --task FILE.yaml ({TASKS_PAGE})"
+    of_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", named) or named.startswith(("hf:", "http:", "https:"))
+    if of_hub and not path.exists() and not named.lower().endswith(SUFFIXES):
+        raise ConfigError(
+            f"--dataset is {named!r}, and takes a local file of rows; without it {task.name} comes from the hub "
+            f"({task.card.source}), and another data set of the hub has to be saved as a file first; {own}"
+        )
+    if path.is_dir():
+        raise ConfigError(f"--dataset {named} is a folder; give one file in it, such as {_first_file(path)}")
+    found = read_rows(path)
+    try:
+        task.sample(found[0], 0)
+    except DataError as error:
+        # Only where a column is missing: what is in the columns is told row by row.
+        if "has no column" not in str(error) or not task.card.columns or task.card.withheld:
+            raise
+        raise DataError(
+            f"{error}; {task.name} reads the columns {', '.join(task.card.columns)}: rename them in {named}, or write "
+            f"a task file for columns of your own: --task FILE.yaml ({TASKS_PAGE})"
+        ) from error
+    return found
+
+
+def _first_file(folder: Path) -> str:
+    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES))
+    return str(files[0]) if files else "rows.jsonl"
+
+
 def _check_target(sample: Sample, index: int, task: Task, grading: Grading) -> None:
     try:
         grading.check(sample)
     except DataError as error:
         column = "column 'test'" if task.answer_kind is AnswerKind.CODE else "its target"
         raise DataError(f"{task.name} row {index} ({sample.id}), {column}: {error}") from error
-
-
-def _check_model_name(model_name: str) -> None:
-    """Refuse what is neither a folder nor a GGUF file nor a hub id, without importing torch."""
-    path = Path(model_name)
-    if model_name in (EMBEDDED, SCRIPTED) or (path / "config.json").is_file():
-        return
-    if gguf_file.is_gguf(model_name):
-        gguf_file.check_file(path)
-        return
-    if path.is_dir() and (files := sorted(each for each in path.iterdir() if gguf_file.is_gguf(each.name))):
-        raise ConfigError(
-            f"{model_name!r} has no config.json, but {len(files)} GGUF file{'s' * (len(files) > 1)}; give the file "
-            f"itself: --model_name {files[0]}"
-        )
-    if path.exists():
-        raise ConfigError(f"{model_name!r} has no config.json; expected a transformers model folder or a .gguf file")
-    owner, slash, name = model_name.partition("/")
-    if not slash or not owner.strip(".~") or "/" in name or not name:
-        raise ConfigError(
-            f"there is no model folder {model_name!r}; give a local folder, a .gguf file, a hub id such as "
-            f"Qwen/Qwen3-4B, or {EMBEDDED!r} for the embedded model"
-        )
 
 
 def _task_modules() -> dict[str, str]:
@@ -462,7 +529,19 @@ def _task_modules() -> dict[str, str]:
 
 
 def _outside_tasks() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="latentmas.tasks")}
+    return plugins.plugins("latentmas.tasks")
+
+
+def _outside_task(entry: EntryPoint) -> Task:
+    build = plugins.load("task", entry)
+    try:
+        task: Task = build()  # type: ignore[operator]
+        # Whatever lists tasks looks at these; one that lacks them is no task.
+        _ = task.name, task.answer_kind.value, task.defaults, task.scorer, task.rows, task.sample
+        _ = task.card.rows[task.splits[0]], task.card.licence, task.card.gated, task.card.withheld
+    except (Exception, SystemExit) as error:  # code of strangers
+        raise plugins.broken("task", entry, error) from error
+    return task
 
 
 def _modules(*packages: ModuleType) -> dict[str, str]:

@@ -7,6 +7,7 @@ them, and resuming compares them. This is the only module that reads environment
 from __future__ import annotations
 
 import datetime
+import difflib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, final
+from typing import Annotated, Final, Literal, final, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -145,7 +146,8 @@ class RunConfig(BaseModel):
         description="Split of the data set. Default: the one the task is evaluated on, for most of them test.",
     )
     max_samples: Annotated[int, AfterValidator(_all_or_some), WHAT] = Field(
-        default=-1, description="Questions to answer, from the first one; -1 is all."
+        default=-1,
+        description="Questions to answer, from the first one; -1 is all. A run in its --output_dir may grow.",
     )
     seed: Annotated[int, WHAT] = Field(
         default=42,
@@ -557,20 +559,49 @@ class RunConfig(BaseModel):
             return self.output_dir
         model = re.sub(r"[^\w.-]+", "_", Path(self.model_name).resolve().name) or "model"
         task = Path(self.task).stem if self.task.endswith(CUSTOM_SUFFIXES) else self.task
-        return Path("runs") / f"{self.method}-{task}-{model}-{self.digest[:8]}"
+        identity = {name: _seen_from_here(name, value) for name, value in self._spelled().items()}
+        return Path("runs") / f"{self.method}-{task}-{model}-{_digest(identity)[:8]}"
 
     @property
     def digest(self) -> str:
         """64 hexadecimal digits of the options that decide what comes out.
 
-        Options at their default do not take part, so that a new option gives old commands no new folder.
+        Options at their default do not take part, so that a new option gives old commands no new folder; neither do
+        those that spell out what is done without them.
         """
-        identity = self.model_dump(mode="json", exclude_defaults=True, exclude=set(EXECUTION_FIELDS))
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return _digest(self._spelled())
+
+    def _spelled(self) -> dict[str, JsonValue]:
+        """Return the options that decide what comes out and are not at their default, each in one of its spellings."""
+        values: dict[str, JsonValue] = self.model_dump(
+            mode="json", exclude_defaults=True, exclude=set(EXECUTION_FIELDS)
+        )
+        if values.pop("alignment", None) == "soft":
+            values["alignment"] = "soft"
+        elif self.alignment_name == "ridge":
+            values["latent_space_realign"] = True
+        unsaid: dict[str, JsonValue] = {"revision": "main"}
+        if self.knn_filter:
+            unsaid |= {"protect_sinks": 0, "protect_thoughts": False}
+        elif self.filter is not None:
+            unsaid |= {"protect_sinks": SINKS, "protect_thoughts": True}
+        for name in ("filter_options", "vllm_options"):
+            if name in values:
+                values[name] = json.dumps(json.loads(getattr(self, name)))
+                unsaid[name] = "{}"
+        return {name: value for name, value in values.items() if name not in unsaid or value != unsaid[name]}
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the options that must be the same to resume, in the order of their declaration."""
         return self.model_dump(mode="json", exclude=set(EXECUTION_FIELDS))
+
+    def gives(self, name: str) -> bool:
+        """Whether an option was given and asks for something, its default included.
+
+        A switch that is turned off where it is off anyway asks for nothing, and neither does None.
+        """
+        value, default = getattr(self, name), type(self).model_fields[name].default
+        return name in self.model_fields_set and value is not None and not (value is False and default is False)
 
     @model_validator(mode="after")
     def _can_be_run(self) -> RunConfig:
@@ -581,6 +612,13 @@ class RunConfig(BaseModel):
     def _contradictions(self) -> Iterator[str]:
         if self.latent_space_realign and self.alignment not in {None, "ridge"}:
             yield f"--latent_space_realign is --alignment ridge, so it cannot go with {self.alignment}"
+        for switch, name, value in (
+            ("latent_space_realign", "alignment", "ridge"),
+            ("knn_filter", "filter", "knn"),
+        ):
+            off = switch in self.model_fields_set and getattr(self, switch) is False
+            if off and getattr(self, name) == value:
+                yield f"--no_{switch} turns off what --{name} {value} turns on; drop one"
         for name in ("temperature", "soft_temperature"):
             if 0 < (value := getattr(self, name)) < SMALLEST_TEMPERATURE:
                 yield f"--{name} is {value}, too small to divide by; give at least {SMALLEST_TEMPERATURE}"
@@ -603,7 +641,7 @@ class RunConfig(BaseModel):
             ("filter", FILTER_OPTIONS),
         ):
             for name in names:
-                if getattr(self, switch) or getattr(self, name) == type(self).model_fields[name].default:
+                if getattr(self, switch) or not self.gives(name):
                     continue
                 if switch == "filter" and self.knn_filter:
                     if name.startswith("protect"):
@@ -622,7 +660,7 @@ class RunConfig(BaseModel):
     def _contradictions_of_vllm(self) -> Iterator[str]:
         if not self.use_vllm:
             for name, flag in flags():
-                if flag.panel == _ENGINE and getattr(self, name) != type(self).model_fields[name].default:
+                if flag.panel == _ENGINE and self.gives(name):
                     yield f"--{name} is an option of vLLM; add --use_vllm, or leave it out"
             return
         if self.device not in ("auto", "cuda", "cuda:0"):
@@ -645,6 +683,8 @@ class RunConfig(BaseModel):
             yield f"--temperature is {self.temperature}, which vLLM raises to {COOLEST_VLLM}; give 0 or at least that"
 
 
+SINKS: Final = 4
+"""First slots that ``--filter`` keeps unless told otherwise."""
 FILTER_OPTIONS: Final = (
     "keep",
     "budget",
@@ -664,6 +704,9 @@ RECOMMENDABLE: Final = frozenset(
 """Options a task or a model folder may set: how agents think and write, never what is trusted, measured or written to
 disk. Sampling comes from flags only."""
 
+PLACES: Final = ("model_name", "task", "dataset", "prompt", "team")
+"""Options whose value may be a path."""
+
 _PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "alignment": ("latent_space_realign",),
     "latent_space_realign": ("alignment",),
@@ -675,6 +718,18 @@ _PARTNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "enable_thinking": ("think",),
 }
 """Options that decide the same thing as another one."""
+
+
+def _digest(identity: Mapping[str, JsonValue]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _seen_from_here(name: str, value: JsonValue) -> JsonValue:
+    """Return a path as it is written from the working directory, where it leads into it; all else as it is."""
+    if name not in PLACES or not isinstance(value, str) or not Path(value).exists():
+        return value
+    path, here = os.path.abspath(value), os.getcwd()
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
 
 
 def default_cache_folder() -> Path:
@@ -704,6 +759,26 @@ def flags() -> Iterator[tuple[str, Flag]]:
         yield name, flag
 
 
+def _nearest(name: str, given: object) -> str:
+    """Return a question that names the choice that was meant; empty where none is near."""
+    field = RunConfig.model_fields.get(name)
+    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    word = str(given).strip().lower().replace("-", "_")
+    word = _ALSO_CALLED.get(word, word)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_ALSO_CALLED: Final = {
+    **{"fp16": "float16", "half": "float16", "torch.float16": "float16"},
+    **{"bf16": "bfloat16", "torch.bfloat16": "bfloat16"},
+    **{"fp32": "float32", "float": "float32", "torch.float32": "float32"},
+    **{"fp64": "float64", "double": "float64", "torch.float64": "float64"},
+}
+"""Number formats under the names that others give them."""
+
+
 def _first_error(invalid: ValidationError) -> LatentMASError:
     first = invalid.errors(include_url=False)[0]
     reason = first.get("ctx", {}).get("error")
@@ -713,6 +788,9 @@ def _first_error(invalid: ValidationError) -> LatentMASError:
     match first["type"]:
         case "missing":
             return ConfigError(f"--{name} is missing; a run needs a method and a model")
+        case "literal_error":
+            expected = f"it should be {first['ctx']['expected']}"
+            return ConfigError(f"{name} is {first['input']!r}; {expected}{_nearest(name, first['input'])}")
         case "extra_forbidden":
             return ConfigError(f"{name!r} is no option of a run; `latentmas run --help` lists them")
         case _:

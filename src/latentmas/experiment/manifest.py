@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,10 +15,15 @@ import latentmas
 from latentmas.errors import RunFolderError
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import EXECUTION_FIELDS, RunConfig
+from latentmas.experiment.resolved import Meaning, differing, places
+from latentmas.rows import data_digest
+from latentmas.samples import Sample
 
 MANIFEST_SCHEMA: Final = 1
 MUST_NOT_CHANGE: Final = ("model_fingerprint", "dtype", "attention", "alignment", "stop_tokens", "filter_digest")
 """Keys of `Backend.environment` in which a session must agree with the one that began the run."""
+MAY_CHANGE: Final = frozenset({*EXECUTION_FIELDS, "max_samples"})
+"""Options that a session stores of its own: how it works, and how far the run shall go."""
 
 Environment = Mapping[str, str | int | float | bool | None]
 
@@ -31,6 +36,9 @@ class RunIdentity:
         prompt_digest, data_digest: Change when any prompt or any sample does.
         sample_ids: Of all samples of the run, also those that are done.
         date: The day that prompts show; None where they show none.
+        samples: The samples themselves; without them a run cannot be seen to be the beginning of this one.
+        meaning: What options come to in this run.
+        filter_digest: Of the code of a filter in a file; None without one.
     """
 
     config: RunConfig
@@ -38,6 +46,9 @@ class RunIdentity:
     data_digest: str
     sample_ids: tuple[str, ...]
     date: datetime.date | None = None
+    samples: tuple[Sample, ...] = ()
+    meaning: Meaning = field(default_factory=Meaning)
+    filter_digest: str | None = None
 
 
 class Session(BaseModel):
@@ -64,7 +75,7 @@ class Session(BaseModel):
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             package_version=latentmas.__version__,
             commit=checkout_commit(),
-            options=config.model_dump(mode="json", include=set(EXECUTION_FIELDS)),
+            options=config.model_dump(mode="json", include=set(MAY_CHANGE)),
             environment=dict(environment),
         )
 
@@ -74,9 +85,11 @@ class Manifest(BaseModel):
 
     Attributes:
         created, package_version, commit, environment: Of the session that began the run.
+        samples, data_digest: Of the last session; a run may grow.
         date: The day that prompts show, however long the run takes; None where they show none.
-        config: All options of that session, defaults included.
+        config: All options of that session, defaults included; ``max_samples`` is that of the last one that grew it.
         resumed: The sessions that went on with it, oldest first.
+        places: Where what options name by a path was when the run began.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +106,7 @@ class Manifest(BaseModel):
     config: dict[str, JsonValue]
     environment: dict[str, str | int | float | bool | None]
     resumed: tuple[Session, ...] = ()
+    places: dict[str, str] = {}
 
     @classmethod
     def new(cls, identity: RunIdentity, environment: Environment) -> Manifest:
@@ -109,28 +123,80 @@ class Manifest(BaseModel):
             date=identity.date,
             config=config.model_dump(mode="json"),
             environment=session.environment,
+            places=places(config),
         )
 
-    def continued(self, config: RunConfig, environment: Environment) -> Manifest:
-        """Return the manifest with one more session."""
-        return self.model_copy(update={"resumed": (*self.resumed, Session.now(config, environment))})
+    def continued(self, identity: RunIdentity, environment: Environment) -> Manifest:
+        """Return the manifest with one more session, which may have more samples."""
+        update: dict[str, object] = {"resumed": (*self.resumed, Session.now(identity.config, environment))}
+        if len(identity.sample_ids) > self.samples:
+            update |= {
+                "samples": len(identity.sample_ids),
+                "data_digest": identity.data_digest,
+                "config": {**self.config, "max_samples": identity.config.max_samples},
+            }
+        return self.model_copy(update=update)
 
     def difference(self, identity: RunIdentity) -> str | None:
-        """Return the first thing in which `identity` is not this run; None where it is the same.
+        """Return why `identity` is not this run, nor more of it, and what to do; None where it is.
 
-        An option this manifest does not know yet counts as its default. What counts of ``--date`` is the day shown.
+        It is the first reason, said of the folder. Options count as what they resolve to; what counts of ``--date`` is
+        the day shown.
         """
-        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
-        for name, value in identity.config.identity().items():
-            if name != "date" and (stored := self.config.get(name, defaults[name])) != value:
-                return f"{name} was {stored!r} and is now {value!r}"
+        if (change := self._change(identity)) is not None:
+            return (
+                f"holds another run: {change}; choose another --output_dir, or repeat the command of that run to go on "
+                "with it"
+            )
+        had, has = self.samples, len(identity.sample_ids)
+        if has < had:
+            return (
+                f"has {had} samples, and --max_samples {identity.config.max_samples} asks for fewer; give "
+                f"--max_samples {had} or more (a run may grow and loses nothing), or choose another --output_dir"
+            )
+        if has > had and identity.config.control == "other_question":
+            return (
+                f"has {had} samples, each of which --control other_question gave the memory of another one of them, so "
+                f"it cannot grow to {has}; choose another --output_dir, or give --max_samples {had}"
+            )
+        stored, now = self.environment.get("filter_digest"), identity.filter_digest
+        if now is not None and stored not in (None, now):
+            return (
+                f"was begun with another content of the file of --filter {identity.config.filter} (filter_digest was "
+                f"{stored} and is now {now}); restore the file, or choose another --output_dir"
+            )
+        return None
+
+    def _change(self, identity: RunIdentity) -> str | None:
+        for name, stored, value in differing(
+            self.config,
+            identity.config,
+            identity.meaning,
+            before_places=self.places,
+            environment=self.environment,
+        ):
+            return f"{name} was {stored!r} and is now {value!r}"
         if self.date is not None and identity.date not in (None, self.date):
             return f"its prompts say that it is {self.date}, and now they would say {identity.date} (--date)"
-        if (stored := self.prompt_digest) != (now := identity.prompt_digest):
-            return f"prompt_digest was {stored[:12]} and is now {now[:12]} (prompts have changed)"
-        if (stored := self.data_digest) != (now := identity.data_digest):
-            return f"data_digest was {stored[:12]} and is now {now[:12]} (the data has changed)"
+        if self.prompt_digest != identity.prompt_digest:
+            what = _changed("prompt_digest", self.prompt_digest, identity.prompt_digest, "prompts have changed")
+            return what + self._elsewhere("team", identity)
+        if self.data_digest != identity.data_digest and not self._begins(identity):
+            what = _changed("data_digest", self.data_digest, identity.data_digest, "the data has changed")
+            return what + self._elsewhere("dataset", identity)
         return None
+
+    def _begins(self, identity: RunIdentity) -> bool:
+        """Return whether one of the two has the samples of the other first, and then more, as far as can be seen."""
+        had, has = self.samples, len(identity.sample_ids)
+        if has < had:  # which of more samples were the first ones, a digest does not say
+            return identity.config.max_samples != -1
+        return data_digest(identity.samples[:had]) == self.data_digest
+
+    def _elsewhere(self, option: str, identity: RunIdentity) -> str:
+        """Return that an option names another file than it did; empty where it does not."""
+        stored, now = self.config.get(option), identity.config.identity()[option]
+        return f"; {option} was {stored!r} and is now {now!r}" if stored != now else ""
 
     def write(self, path: Path) -> None:
         replace_text(path, self.model_dump_json(indent=2) + "\n")
@@ -165,6 +231,10 @@ def stored_date(folder: Path) -> datetime.date | None:
     except RunFolderError:
         return None
     return None if manifest is None else manifest.date
+
+
+def _changed(name: str, before: str, now: str, why: str) -> str:
+    return f"{name} was {before[:12]} and is now {now[:12]} ({why})"
 
 
 def why_unreadable(invalid: ValidationError, kind: str, schema: int) -> str:

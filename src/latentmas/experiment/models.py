@@ -5,14 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latentmas import tiny
+from latentmas.backends import gguf_file
 from latentmas.backends.scripted import ByteCodec
 from latentmas.errors import ConfigError
 from latentmas.experiment.config import RunConfig
-from latentmas.protocols import Capability, Codec, Phase, Progress, Report
+from latentmas.experiment.effects import Situation
+from latentmas.protocols import Capability, Codec, Message, Phase, Progress, Report
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend
@@ -74,6 +77,35 @@ def _codec(config: RunConfig, date: datetime.date) -> Codec:
     options.resolved_device()
     load_config(options)
     return ChatCodec(load_tokenizer(options), enable_thinking=config.enable_thinking, date=date)
+
+
+def looked_at(situation: Situation, config: RunConfig, codec: Codec) -> Situation:
+    """Return a situation with what can be known of the model; reads no weights."""
+    question = [Message("user", "How many?")]
+    opens = codec.encode_chat(question, think=True) == codec.encode_chat(question)
+    if config.model_name == SCRIPTED:
+        return replace(situation, scripted=True, brings_code=False, thinking_matters=False, opens_thought=opens)
+    from latentmas.backends.hf.chat import ChatCodec
+
+    assert isinstance(codec, ChatCodec)
+    is_file = gguf_file.is_gguf(config.model_name)
+    return replace(
+        situation,
+        local=config.model_name == EMBEDDED or Path(config.model_name).exists(),
+        brings_code=not (config.model_name == EMBEDDED or is_file),
+        tied=config.alignment_name == "ridge" and _is_tied(config),
+        has_template=codec.has_template,
+        thinking_matters=(thinking := codec.thinking()).matters,
+        thinks_unless_told=thinking.unless_told,
+        opens_thought=opens,
+    )
+
+
+def _is_tied(config: RunConfig) -> bool:
+    """Return whether the input and the output embedding of a model are one matrix."""
+    from latentmas.backends.hf.load import load_config
+
+    return bool(getattr(load_config(load_options(config)).get_text_config(), "tie_word_embeddings", False))
 
 
 def open_transformers(

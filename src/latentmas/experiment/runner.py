@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
 
 from latentmas.errors import EngineError, LatentMASError, SampleError
+from latentmas.experiment.first_batch import FirstBatch
 from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
 from latentmas.protocols import (
@@ -41,6 +42,7 @@ from latentmas.samples import (
     Score,
 )
 from latentmas.thinking import opens_thought
+from latentmas.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def run(
     graders: Executor | None = None,
     save_ids: bool = False,
     withhold: bool = False,
+    stops: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
     on_answer: Callable[[], None] = lambda: None,
 ) -> None:
@@ -79,10 +82,16 @@ def run(
         seed: With the id of a sample it fixes all randomness of that sample: batch size, order and resuming do not.
         save_ids: Store the token ids of prompts and texts as well.
         withhold: Leave questions, options and prompts out of the records.
+        stops: End when the whole first batch fails alike, and store none of it; for a run without an answer so far.
         on_record: Called after each record is stored.
         on_answer: Called when a sample is through, or has come to nothing; grading and storing come later.
+
+    Raises:
+        RunStoppedError: It did.
     """
     waiting = deque(samples)
+    first = FirstBatch(min(backend.capacity, len(waiting))) if stops and waiting else None
+    told = Told()
     active: dict[str, _InFlight] = {}
     ungraded: deque[tuple[Record, Future[Score] | None]] = deque()
     graders = graders or InPlace()
@@ -105,16 +114,17 @@ def run(
                 active[work.sample.id] = work
                 outcomes += work.start(method, backend)
             if not outcomes:
-                outcomes = _collect(backend, active)
+                outcomes = _collect(backend, active, told)
             for outcome in outcomes:
                 if outcome.key not in active:
                     continue  # a late outcome of a sample that already has its record
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                     del active[outcome.key]
                     on_answer()
-                    answered = record.answered() if scorer else None
-                    score = graders.submit(scorer, *answered) if scorer and answered else None
-                    ungraded.append((_withheld(record) if withhold else record, score))
+                    for ready in [record] if first is None else first.ready(record):
+                        answered = ready.answered() if scorer else None
+                        score = graders.submit(scorer, *answered) if scorer and answered else None
+                        ungraded.append((_withheld(ready) if withhold else ready, score))
                     store_graded(leave=len(ungraded))
             # Nobody waits for a verdict before all answers of a batch are counted.
             store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
@@ -130,14 +140,15 @@ def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") >> 1
 
 
-def _collect(backend: Backend, active: Mapping[str, _InFlight]) -> list[Outcome]:
+def _collect(backend: Backend, active: Mapping[str, _InFlight], told: Told) -> list[Outcome]:
     """Collect; a batch that broke ends the samples in flight with an error, and the run goes on."""
     try:
         return backend.collect()
     except LatentMASError:
         raise
     except Exception as error:  # broad: what breaks a backend as a whole must not lose the run
-        logger.exception("a batch broke; its %d samples end with an error", len(active))
+        if told.first(error):
+            logger.exception("a batch broke; its %d samples end with an error", len(active))
         broken = SampleError(f"{type(error).__name__}: {error}")
         return [JobError(key=key, error=broken) for key in active]
 

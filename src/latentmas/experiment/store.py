@@ -39,6 +39,9 @@ from latentmas.samples import RECORD_SCHEMA, Record, Verdict
 
 logger = logging.getLogger(__name__)
 
+_NO_FILES_OF_ANYBODY: Final = frozenset(
+    {".lock", ".owner", ".manifest.json.draft", ".DS_Store", "Thumbs.db", "desktop.ini"}
+)
 SYNC_SECONDS: Final = 1.0
 """How long a record may be in the page cache only: a killed process loses nothing, a power cut this much."""
 
@@ -52,13 +55,18 @@ class RunFolder:
         resumes: The run was begun by an earlier session.
     """
 
-    def __init__(self, path: Path, identity: RunIdentity, *, lock: FileLock, manifest: Manifest | None) -> None:
+    def __init__(
+        self, path: Path, identity: RunIdentity, *, lock: FileLock, manifest: Manifest | None, is_new: bool = False
+    ) -> None:
         self.path = path
+        self._is_new = is_new
+        self._withdrawn = False
         self.resumes = manifest is not None
         self._identity = identity
         self._lock = lock
         self._manifest = manifest
         self._finished: dict[str, Verdict | None] = {}
+        self._failed: set[str] = set()
         self._dropped: frozenset[str] = frozenset()
         self._descriptor: int | None = None
         self._size = 0
@@ -69,8 +77,10 @@ class RunFolder:
         """Create or lock the folder, and check that what is in it belongs to this run. Loads no model.
 
         Raises:
-            RunFolderError: Another process has it, it holds another run, or its records are damaged.
+            RunFolderError: Another process has it, it holds another run or other files, or its records are damaged.
         """
+        is_new = not path.exists()
+        _refuse_other_files(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,15 +90,12 @@ class RunFolder:
         lock = _lock(path)
         try:
             manifest = read_manifest(path / "manifest.json")
-            folder = cls(path, identity, lock=lock, manifest=manifest)
+            folder = cls(path, identity, lock=lock, manifest=manifest, is_new=is_new)
             if manifest is None:
                 if folder.records_path.exists():
                     raise RunFolderError(f"{path} has records but no manifest.json; choose another --output_dir")
             elif change := manifest.difference(identity):
-                raise RunFolderError(
-                    f"{path} holds another run: {change}; choose another --output_dir, or repeat its "
-                    "first command to go on with it"
-                )
+                raise RunFolderError(f"{path} {change}")
             folder._scan()
         except BaseException as error:
             _unlock(path, lock)
@@ -105,6 +112,16 @@ class RunFolder:
     def done_ids(self) -> frozenset[str]:
         """Samples that need no more work."""
         return frozenset(self._finished)
+
+    @property
+    def answered_ids(self) -> frozenset[str]:
+        """Those of them that did not end with an error."""
+        return frozenset(self._finished.keys() - self._failed)
+
+    @property
+    def retried(self) -> int:
+        """How many samples that ended with an error are answered again."""
+        return len(self._dropped)
 
     @property
     def correct(self) -> int:
@@ -131,7 +148,7 @@ class RunFolder:
                         f"{self.path} holds another run: {name} was {before} and is now {now}; "
                         "choose another --output_dir"
                     )
-            manifest = self._manifest.continued(self._identity.config, environment)
+            manifest = self._manifest.continued(self._identity, environment)
         manifest.write(self.path / "manifest.json")
         if self._dropped:
             self._rewrite_without(self._dropped)
@@ -166,6 +183,8 @@ class RunFolder:
                 raise self._not_stored(error) from error
             raise
         self._finished[record.id] = record.verdict
+        if record.error is not None:
+            self._failed.add(record.id)
 
     def records(self) -> Iterator[Record]:
         """Yield the stored records, oldest first, reading them one at a time."""
@@ -173,6 +192,17 @@ class RunFolder:
 
     def write_summary(self, summary: Summary) -> None:
         replace_text(self.path / "summary.json", summary.model_dump_json(indent=2) + "\n")
+
+    def withdraw(self) -> None:
+        """Forget what run this is, if nothing is stored of it: another may have the folder, which goes if it is new.
+
+        Does nothing to a run that an earlier session began and this one has not gone on with.
+        """
+        if self._finished or (self.resumes and self._descriptor is None):
+            return
+        for path in (self.path / "manifest.json", self.records_path):
+            path.unlink(missing_ok=True)
+        self._withdrawn = True
 
     def close(self) -> None:
         """Bring everything to the disk and let the folder go. May be called twice."""
@@ -188,6 +218,10 @@ class RunFolder:
         finally:
             if self._lock.is_locked:
                 _unlock(self.path, self._lock)
+                if self._withdrawn and self._is_new:
+                    with suppress(OSError):  # something else lies in it
+                        (self.path / ".lock").unlink(missing_ok=True)
+                        self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -200,7 +234,6 @@ class RunFolder:
     def _scan(self) -> None:
         """Learn what is done; cut a torn last line off."""
         known = frozenset(self._identity.sample_ids)
-        failed = set()
         for number, (end, record) in enumerate(_complete_lines(self.records_path), start=1):
             if record.id in self._finished:
                 raise RunFolderError(f"{self.records_path} line {number}: a second record of sample {record.id!r}")
@@ -209,13 +242,14 @@ class RunFolder:
             self._finished[record.id] = record.verdict
             self._size = end
             if record.error is not None:
-                failed.add(record.id)
+                self._failed.add(record.id)
         if self.records_path.exists() and self.records_path.stat().st_size > self._size:
             logger.warning("%s ended in the middle of a line; that sample is answered again", self.records_path)
             os.truncate(self.records_path, self._size)
         if self._identity.config.retry_errors:
-            self._dropped = frozenset(failed)
-            for name in failed:
+            self._dropped = frozenset(self._failed)
+            self._failed.clear()
+            for name in self._dropped:
                 del self._finished[name]
 
     def _rewrite_without(self, dropped: frozenset[str]) -> None:
@@ -274,6 +308,24 @@ def _record(content: Mapping[str, object], where: str) -> Record:
         return Record.model_validate(content)
     except ValidationError as invalid:
         raise RunFolderError(f"{where} {why_unreadable(invalid, 'record', RECORD_SCHEMA)}") from None
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse a folder that holds files and no run, before anything is written into it.
+
+    A run that was killed in its first instant leaves a lock and a draft; some systems leave files wherever they look.
+    """
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError:
+        return  # there is no such folder yet, or making it says what is wrong
+    if "manifest.json" in names or "records.jsonl" in names:
+        return
+    if others := [name for name in names if name not in _NO_FILES_OF_ANYBODY]:
+        raise RunFolderError(
+            f"{path} is no run folder and holds other files, such as {others[0]}; choose another --output_dir, for "
+            f"example {path / 'run'}"
+        )
 
 
 def _owner_path(folder: Path) -> Path:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final, Protocol
 
 from latentmas.errors import ConfigError
-from latentmas.experiment import compose, runner
+from latentmas.experiment import compose, effects, runner
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, stored_date
@@ -22,9 +23,9 @@ from latentmas.experiment.store import RunFolder
 from latentmas.protocols import Backend, Progress
 from latentmas.samples import Record, Verdict
 
+logger = logging.getLogger(__name__)
+
 FULL: Final = "full"
-POSITIONS: Final = "true,rerotate,published"
-KEEPS: Final = "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 
 
 class Witness(Protocol):
@@ -151,6 +152,8 @@ def sweep(
         if config.use_vllm:
             raise ConfigError("hand-overs that filter memory run on the transformers backend; drop --use_vllm")
         plans.append(compose.check(config, begun=begun))
+    if not plans[0].situation.has_template:
+        logger.warning("%s", effects.NO_TEMPLATE)
     witness = show(sum(len(plan.samples) for plan in plans), len(plans[0].samples))
     backend: Backend | None = None
     try:
@@ -161,6 +164,9 @@ def sweep(
                 data_digest=plan.data_digest,
                 sample_ids=tuple(sample.id for sample in plan.samples),
                 date=plan.date,
+                samples=plan.samples,
+                meaning=plan.meaning,
+                filter_digest=plan.notes.get("filter_digest"),
             )
             with RunFolder.open(plan.config.folder, identity) as store:
                 for record in store.records():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from typing import final
 from latentmas import prompts
 from latentmas.agents import AgentGraph
 from latentmas.errors import ConfigError, SampleError
-from latentmas.experiment import compose, engines, handovers, models, runner
+from latentmas.experiment import compose, effects, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.protocols import Codec
 from latentmas.samples import AnswerKind, Record, Sample
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -69,24 +73,29 @@ class Team:
             "temperature": temperature,
             "use_vllm": use_vllm or None,
             "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
+            # What stands at the default of a run was not asked for.
+            "enable_prefix_caching": enable_prefix_caching or None,
+            "tensor_parallel_size": None if tensor_parallel_size == 1 else tensor_parallel_size,
+            "seed": None if seed == 42 else seed,
+            "device": None if device == "auto" else device,
+            "dtype": None if dtype == "auto" else dtype,
         }
         given: dict[str, object] = {
             "model_name": model_name,
             "method": method,
             "max_new_tokens": max_new_tokens,
-            "enable_prefix_caching": enable_prefix_caching,
-            "tensor_parallel_size": tensor_parallel_size,
-            "seed": seed,
-            "device": device,
-            "dtype": dtype,
             **{name: value for name, value in optional.items() if value is not None},
         }
-        if twice := sorted(given.keys() & (options or {}).keys()):
+        own = {*given, "enable_prefix_caching", "tensor_parallel_size", "seed", "device", "dtype"}
+        if twice := sorted(own & (options or {}).keys()):
             raise ConfigError(f"{twice[0]!r} is an argument of Team itself; leave it out of options")
         given |= options or {}
         if given.get("sampling") != "model":
             given.setdefault("temperature", 0.0)
         config = RunConfig.from_options(given)
+        effects.refuse_for_team(config)
+        if graph is not None and (wired := [name for name in ("team", "topology") if config.gives(name)]):
+            raise ConfigError(f"graph says who hears whom, and so does the option {wired[0]!r}; give one")
         config = config.with_defaults({}, models.model_defaults(model_name))
         prompt_set = prompts.load_prompts(config.prompt)
         self.config = config.with_topology(compose.default_topology(config, prompt_set))
@@ -99,7 +108,21 @@ class Team:
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
+        self._say_what_has_no_effect(codec)
+        if graph is not None and self.method.name == "baseline":
+            logger.warning("graph has no effect: baseline is one agent alone")
         self.backend = compose.open_backend(self.config, codec, self.method.needs)
+
+    def _say_what_has_no_effect(self, codec: Codec) -> None:
+        example = Sample(id="example", question="How many?", target="")
+        situation = effects.Situation(
+            task=None,
+            graph=self.graph,
+            program=next(self.method.solve(example)),
+            draws=handovers.draws(self.config),
+        )
+        for remark in effects.remarks(self.config, models.looked_at(situation, self.config, codec)):
+            logger.warning("%s", remark)
 
     def close(self) -> None:
         """End the engine, where there is one. The team answers no questions after that."""

@@ -34,6 +34,7 @@ from latentmas.protocols import (
     Progress,
     Report,
 )
+from latentmas.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class HFBackend:
         self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
+        self._told = Told()
 
     @property
     def model_id(self) -> str:
@@ -239,11 +241,14 @@ class HFBackend:
         return [self._outcome(job, row) for job, row in zip(batch, rows, strict=True)]
 
     def _run_apart(self, batch: Sequence[Job], error: Exception) -> list[Outcome]:
-        """Run the rows of a broken batch one by one; a single one ends with the error."""
+        """Run the rows of a broken batch one by one; a single one ends with the error, shown the first time only."""
+        first = self._told.first(error)
         if len(batch) == 1:
-            logger.error("sample %s broke the rollout", batch[0].key, exc_info=error)
+            if first:
+                logger.error("sample %s broke the rollout", batch[0].key, exc_info=error)
             return [JobError(key=batch[0].key, error=SampleError(f"{type(error).__name__}: {error}"))]
-        logger.warning("a batch of %d broke (%s: %s); running them apart", len(batch), type(error).__name__, error)
+        if first:
+            logger.warning("a batch of %d broke; running its samples apart", len(batch), exc_info=error)
         return [outcome for job in batch for outcome in self._run_batch([job])]
 
     def _outcome(self, job: Job, row: Row) -> Outcome:

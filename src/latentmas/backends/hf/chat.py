@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentmas.backends.hf.template import ChatTemplate
+from latentmas.backends.hf.template import ChatTemplate, Thinking
 from latentmas.errors import ConfigError
 from latentmas.protocols import Encoded, Message
 from latentmas.samples import THINK_TAG
@@ -68,6 +68,19 @@ class ChatCodec:
     def printed_date(self) -> datetime.date | None:
         """The day that chats show; None where they show none."""
         return self.date if self.tokenizer.chat_template and self._template.prints_date() else None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether chats are shown as the model was taught; without a template they are plain text."""
+        return bool(self.tokenizer.chat_template)
+
+    def thinking(self) -> Thinking:
+        """What chats show of whether thinking is enabled.
+
+        Raises:
+            ConfigError: The chat template cannot be used at all.
+        """
+        return self._template.thinking() if self.has_template else Thinking(matters=False, unless_told=None)
 
     @property
     def kept(self) -> dict[int, str]:

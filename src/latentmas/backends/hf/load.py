@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from latentmas.backends.hf.options import LoadOptions
 from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located, tokenizer_of_gguf
 from latentmas.backends.hf.template import turn_end_tokens
 from latentmas.errors import CapabilityError, ConfigError, LatentMASError
+from latentmas.filters._trial import MemoryShape
 from latentmas.rope import Rope
 
 
@@ -144,12 +146,28 @@ def load_config(options: LoadOptions) -> Any:
     return config
 
 
-def check_handovers(options: LoadOptions, *, turns: bool, fine: bool, published: bool) -> None:
+def memory_shape(options: LoadOptions) -> tuple[MemoryShape, bool]:
+    """Return the shape of a model's memory, and whether some layers look back a limited way only; reads no weights.
+
+    Layers that differ from each other count as the usual one.
+    """
+    text = load_config(options).get_text_config()
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
+    shape = MemoryShape(
+        layers=int(text.num_hidden_layers),
+        heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        width=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        hidden=int(text.hidden_size),
+    )
+    return shape, any(width is not None for width in architecture.windows(text).values())
+
+
+def check_handovers(options: LoadOptions, *, turns: bool, fine: str | None, published: bool) -> None:
     """Refuse hand-overs that this model cannot do, by its configuration alone; reads no weights.
 
     Args:
         turns: Keys are moved to other positions.
-        fine: Slots are chosen for each layer or head.
+        fine: Slots are chosen for each layer or head, and this is how to choose them for all at once; else None.
         published: New positions count slots.
 
     Raises:
@@ -163,10 +181,8 @@ def check_handovers(options: LoadOptions, *, turns: bool, fine: bool, published:
             "moved to other positions; use --positions true and --topology chain"
         )
     windowed = any(width is not None for width in architecture.windows(text).values())
-    if windowed and fine:
-        raise CapabilityError(
-            f"{kind} has sliding windows, whose masks need one set of slots for all layers; use --grain token"
-        )
+    if windowed and fine is not None:
+        raise CapabilityError(f"{kind} has sliding windows, whose masks need one set of slots for all layers; {fine}")
     if windowed and published:
         raise CapabilityError(
             f"{kind} has sliding windows, and --positions published gives slots positions that no window can be told "
@@ -321,4 +337,6 @@ def _ids(*groups: int | Iterable[int] | None) -> Iterable[int]:
 def _unreachable(name: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"the model {name!r} cannot be loaded: {reason[:300]}"
+    # A hub id may be misspelt, of a model one has to ask for, or out of reach.
+    way = "" if Path(name).exists() else "; check the name and the network, or give a local folder"
+    return f"the model {name!r} cannot be loaded: {reason[:300]}{way}"

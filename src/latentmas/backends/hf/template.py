@@ -61,6 +61,19 @@ class _Forms:
     system: Form | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """What chats show of whether thinking is enabled.
+
+    Attributes:
+        matters: They differ by it.
+        unless_told: Which of the two they show where nothing is said; None where that is neither.
+    """
+
+    matters: bool
+    unless_told: bool | None
+
+
 @final
 class ChatTemplate:
     """The template of a tokenizer, on one day.
@@ -102,6 +115,22 @@ class ChatTemplate:
         user = Message("user", _USER)
         chats = ((user,), (Message("system", _SYSTEM), user))
         return any(len({self._on(day).render(chat) for day in _SOME_DAYS}) > 1 for chat in chats)
+
+    def thinking(self) -> Thinking:
+        """What the template shows of whether thinking is enabled.
+
+        Raises:
+            ConfigError: The template cannot be used at all.
+        """
+        user = Message("user", _USER)
+        chats = ((user,), (Message("system", _SYSTEM), user))
+
+        def shown(enabled: bool | None) -> list[str]:
+            template = ChatTemplate(self._tokenizer, date=self._date, enable_thinking=enabled)
+            return [template.render(chat) for chat in chats]
+
+        on, off, untold = shown(True), shown(False), shown(None)
+        return Thinking(matters=on != off, unless_told=True if on == untold else False if off == untold else None)
 
     def leaves_out_end(self) -> bool:
         """Whether the template puts an end of text behind the place where the reply begins, which is left out.

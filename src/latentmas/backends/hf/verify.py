@@ -27,6 +27,7 @@ from latentmas.backends.hf.watch import Watch
 from latentmas.errors import CapabilityError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, SlotKind, Step, Think, Write
+from latentmas.told import place_of
 
 TOLERANCE: Final = {
     torch.float64: probe.Differences(1e-5, 1e-5, 1e-4, 1e-4),
@@ -121,7 +122,8 @@ def try_handovers(model: LoadedModel, alignment: Alignment, program: Program) ->
         raise failed
     kept = ", ".join(dict.fromkeys(str(step.keep) for step in program.flat() if isinstance(step, Handover)))
     raise CapabilityError(
-        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}); use another filter"
+        f"hand-overs that keep {kept} do not work on {model.kind} ({_short(failed)}, {place_of(failed)}); mend the "
+        "filter, or use another one"
     ) from failed
 
 
