@@ -14,10 +14,11 @@ from typing import Final
 
 from rich.console import Console
 
-from latentmas.cli._pace import FIRST_SECONDS, Pace, Schedule
+from latentmas.cli._pace import Pace, Schedule
 
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
+SECONDS_BEFORE_WORD: Final = 6.0
 SECONDS_BETWEEN_LOOKS: Final = 0.5
 
 
@@ -64,8 +65,8 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def announced(console: Console, sentence: str) -> Iterator[None]:
-    """Say a sentence if the block takes longer than a moment."""
-    timer = threading.Timer(FIRST_SECONDS, console.print, [sentence], {"highlight": False, "soft_wrap": True})
+    """Say a sentence if the block takes so long that a person would wonder; a mistake is found sooner than that."""
+    timer = threading.Timer(SECONDS_BEFORE_WORD, console.print, [sentence], {"highlight": False, "soft_wrap": True})
     timer.daemon = True
     timer.start()
     try:
