@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 from rich.console import Console
@@ -367,11 +368,17 @@ def test_a_run_that_breaks_has_no_last_line(clock):
     assert out.getvalue() == ""
 
 
-def test_what_takes_a_moment_only_is_not_announced():
+def test_what_takes_long_is_announced_and_what_takes_a_moment_is_not(monkeypatch):
     out = io.StringIO()
     with announced(Console(file=out), "reading options"):
         pass
     assert out.getvalue() == ""
+    monkeypatch.setattr("latentmas.cli._terminal.SECONDS_BEFORE_WORD", 0.0)
+    with announced(Console(file=out), "reading options"):
+        deadline = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert out.getvalue() == "reading options\n"
 
 
 DRIVEN = """

@@ -18,7 +18,7 @@ from latentmas.cli._pace import Pace, Schedule
 
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
-SECONDS_BEFORE_WORD: Final = 6.0
+SECONDS_BEFORE_WORD: Final = 8.0
 SECONDS_BETWEEN_LOOKS: Final = 0.5
 
 
