@@ -74,6 +74,7 @@ def run(
     withhold: bool = False,
     stops: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer, grade and store every sample, `backend.capacity` at a time.
 
@@ -85,6 +86,7 @@ def run(
         withhold: Leave questions, options and prompts out of the records.
         stops: End when the whole first batch fails alike, and store none of it; for a run without an answer so far.
         on_record: Called after each record is stored.
+        on_answer: Called when a sample is through, or has come to nothing; grading and storing come later.
 
     Raises:
         RunStoppedError: It did.
@@ -120,11 +122,14 @@ def run(
                     continue  # a late outcome of a sample that already has its record
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                     del active[outcome.key]
+                    on_answer()
                     for ready in [record] if first is None else first.ready(record):
                         answered = ready.answered() if scorer else None
                         score = graders.submit(scorer, *answered) if scorer and answered else None
                         ungraded.append((_withheld(ready) if withhold else ready, score))
-                    store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
+                    store_graded(leave=len(ungraded))
+            # Nobody waits for a verdict before all answers of a batch are counted.
+            store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
     except EngineError:  # an engine that is lost must not take along what was answered
         store_graded(leave=0)
         raise

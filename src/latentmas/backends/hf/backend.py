@@ -21,7 +21,19 @@ from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
 from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
 from latentmas.program import Program, Write
-from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
+from latentmas.protocols import (
+    ArtifactSink,
+    Capability,
+    Capture,
+    Codec,
+    Completion,
+    Job,
+    JobError,
+    Outcome,
+    Phase,
+    Progress,
+    Report,
+)
 from latentmas.told import Told
 
 logger = logging.getLogger(__name__)
@@ -38,6 +50,7 @@ class HFBackend:
         batch_size: Rows of a batch; halved for good, with a warning, when memory runs out. A Join runs its branches as
             further rows.
         sink: Takes similarities and vectors while programs run.
+        report: Is told what the backend does.
     """
 
     def __init__(
@@ -49,6 +62,7 @@ class HFBackend:
         batch_size: int = 20,
         model_id: str = "",
         sink: ArtifactSink | None = None,
+        report: Report | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
@@ -58,6 +72,7 @@ class HFBackend:
         self._codec = codec
         self._model_id = model_id
         self._sink = sink
+        self._report = report
         self._watches = False
         self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
@@ -88,12 +103,14 @@ class HFBackend:
         """
         handover.check(job.program, self.model)
         if not self._watches and handover.looks_at_attention(job.program):
+            self._say_checking()
             check_watch(self.model)
             self._watches = True
         if (error := self._unfit(job.program)) is not None:
             self._refused.append(JobError(key=job.key, error=error))
             return
         if handover.drops(job.program) and (kind := shape(job.program)) not in self._tried:
+            self._say_checking()
             try_handovers(self.model, self.alignment, job.program)
             self._tried.add(kind)
         self._pending.append(job)
@@ -157,6 +174,10 @@ class HFBackend:
     def close(self) -> None:
         """Nothing runs beside this process."""
 
+    def _say_checking(self) -> None:
+        if self._report is not None:
+            self._report(Progress(phase=Phase.CHECKING))
+
     def _unfit(self, program: Program) -> SampleError | None:
         """Return why this one program cannot run; None where it can."""
         needed, context = program.count().positions, self.model.context
@@ -197,7 +218,7 @@ class HFBackend:
         rows = [Row(program=job.program, seed=job.seed, key=job.key) for job in batch]
         shortage = None
         try:
-            Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True).run()
+            Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True, report=self._report).run()
         except StoreError:
             raise  # a picture that cannot be written: the disk is full for all of them
         except Exception as error:  # noqa: BLE001 - what one job breaks, other jobs do not feel (DESIGN law 6)

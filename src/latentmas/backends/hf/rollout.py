@@ -28,7 +28,17 @@ from latentmas.collapse import measure
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, Recall, SlotKind, Step, Think, ThoughtSource, Write
-from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount, ThoughtAccount
+from latentmas.protocols import (
+    AgentVectors,
+    ArtifactSink,
+    Capture,
+    HandoverAccount,
+    Phase,
+    Progress,
+    Report,
+    StepAccount,
+    ThoughtAccount,
+)
 from latentmas.samples import FinishReason
 
 
@@ -89,6 +99,8 @@ class Rollout:
     Args:
         sink: Takes similarities while the batch runs, and vectors of each row in `Row.vectors`.
         releases: A hand-over gives up the memory it cuts layer by layer, so that the two never exist as a whole.
+        report: Is told of every step, thought and token.
+        batch: Programs in the batch, where this one runs branches of them; 0 is its own rows.
         watches_end: Somebody who goes on from where this ends wants to know what its last agent attended to.
 
     Attributes:
@@ -108,6 +120,8 @@ class Rollout:
         *,
         sink: ArtifactSink | None = None,
         releases: bool = False,
+        report: Report | None = None,
+        batch: int = 0,
         watches_end: bool = False,
     ) -> None:
         self.model = model
@@ -118,6 +132,9 @@ class Rollout:
         self.attended: Tensor | None = None
         self.sink = sink
         self.releases = releases
+        self.report = report
+        self.batch = batch or len(self.rows)
+        self._doing: Progress | None = None
         self.watches_end = watches_end
         self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
@@ -147,6 +164,7 @@ class Rollout:
         self._handed, self._thinking, self._branches = [None] * len(rows), [None] * len(rows), {}
         if not isinstance(rows[0].steps[number], Think):
             self.thought = None
+        self._begin(number)
         match rows[0].steps[number]:
             case Read():
                 passes = self.read(number)
@@ -165,6 +183,36 @@ class Rollout:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self._account(number, rows, passes, time.perf_counter() - began)
+
+    def _begin(self, number: int) -> None:
+        """Report that step `number` begins. The branches of a Join report for themselves."""
+        if self.report is None:
+            return
+        step, rows = self.rows[0].steps[number], len(self.rows)
+        steps = 0
+        match step:
+            case Read():
+                phase = Phase.READING
+            case Think():
+                phase, steps = Phase.THINKING, step.steps
+            case Write():
+                phase, steps = Phase.WRITING, step.max_new_tokens
+            case Handover():
+                phase = Phase.HANDING_OVER
+            case Join() | Recall():
+                phase = Phase.JOINING
+        joins = isinstance(step, Join | Recall)
+        agents = () if joins else tuple(dict.fromkeys(self.agents(number)))
+        self._doing = Progress(phase=phase, agents=agents, steps=steps, rows=rows, going=rows, batch=self.batch)
+        if not joins:
+            self._tell()
+
+    def _tell(self, *, step: int = 0, going: int | None = None, tokens: int = 0) -> None:
+        """Report how far the step is; costs nothing where nobody wants to know."""
+        if self.report is None or self._doing is None:
+            return
+        going = self._doing.rows if going is None else going
+        self.report(replace(self._doing, step=step, going=going, tokens=tokens))
 
     def read(self, number: int) -> int:
         """Prefill; the LM head is not computed."""
@@ -199,6 +247,7 @@ class Rollout:
         made: list[Tensor] = []
         norms: list[Tensor] = []
         for place in range(step.steps):
+            self._tell(step=place + 1)
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
             else:
@@ -234,7 +283,7 @@ class Rollout:
         known = self._own_tokens(number) if penalty != 1 else None
         for row in self.rows:
             row.writes += 1
-        passes = 0
+        passes, began = 0, list(self.rows)
         for position in range(step.max_new_tokens):
             logits = self.model.logits(self.hidden)
             if known is not None:
@@ -250,6 +299,9 @@ class Rollout:
                     _take(row, token, bool(is_finite), self.model.stop_tokens, row.steps[number])
             ended = [row.error is not None or row.finish_reason is not None for row in self.rows]
             goes_on = [row.error is None and row.finish_reason is not FinishReason.STOP for row in self.rows]
+            if self.report is not None:
+                tokens = sum(len(row.written) for row in began)
+                self._tell(step=position + 1, going=ended.count(False), tokens=tokens)
             if last and all(ended):
                 break
             if last and any(ended):
@@ -297,6 +349,7 @@ class Rollout:
         if not staying:
             self.memory = self.memory.select_rows([])
             return 0
+        self._tell()
         parts = [done[place].of_rows([own[index][place] for index in staying])[0] for place in plan.laid_down]
         done.clear()
         assert self.model.ropes is not None
@@ -326,7 +379,15 @@ class Rollout:
                     laid[recalled] = memories[0] if len(parts) == 1 else LatentMemory.join(memories, self.model.ropes)
             memory = LatentMemory.stack([laid[plan.branches[place].recalled] for place in places])
         rollout = Rollout(
-            self.model, self.alignment, batch, memory, sink=self.sink, releases=self.releases, watches_end=watch
+            self.model,
+            self.alignment,
+            batch,
+            memory,
+            sink=self.sink,
+            releases=self.releases,
+            watches_end=watch,
+            report=self.report,
+            batch=self.batch,
         )
         if memory is not None and attended:
             rollout.attended = torch.cat([pad(seen, (memory.slots - seen.shape[3], 0)) for seen in attended], dim=1)

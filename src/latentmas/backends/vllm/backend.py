@@ -8,6 +8,7 @@ another engine is well without it.
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from latentmas.errors import (
     SampleError,
 )
 from latentmas.program import Program
-from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
+from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome, Phase, Progress, Report
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ MOST_DEATHS: Final = 8
 """Deaths and failed starts in a row, without one finished request between them, after which the engine is given up."""
 SECONDS_BEFORE_A_START: Final = 10.0
 """Wait after a start that failed: a dead process may hold its device's memory for a while."""
+SECONDS_BETWEEN_REPORTS: Final = 0.25
 MOST_RETRIES: Final = 1
 """Times a request is asked for again that the engine gave up."""
 
@@ -66,6 +68,7 @@ class VLLMBackend:
         start: Starts an engine; called again when one died.
         placeholder: The id that stands for thoughts; None for an engine that cannot think.
         environment: What the manifest must know beside what the engine says of itself.
+        report: Is told how many requests go on, each time the engine has said something.
     """
 
     def __init__(
@@ -76,8 +79,11 @@ class VLLMBackend:
         placeholder: int | None,
         model_id: str = "",
         environment: Callable[[EngineFacts], Mapping[str, str | int | float | bool | None]] = lambda facts: {},
+        report: Report = lambda progress: None,
     ) -> None:
         self._start = start
+        self._report = report
+        report(Progress(phase=Phase.LOADING))
         self._engine: Engine | None = start()
         self._facts = self._engine.facts
         self._codec = codec
@@ -91,6 +97,9 @@ class VLLMBackend:
         self._blamed: list[Outcome] = []
         self._deaths = 0
         self._share = 0.0
+        self._begun = 0
+        self._tokens = 0
+        self._said = -math.inf
 
     @property
     def model_id(self) -> str:
@@ -125,6 +134,7 @@ class VLLMBackend:
             return
         passage = Passage(job.program, job.seed, self._placeholder)
         self._queue.append(_Work(job=job, passage=passage, began=self._share))
+        self._begun += 1
 
     def collect(self) -> list[Outcome]:
         """Return finished jobs, in the order in which they finished.
@@ -134,6 +144,7 @@ class VLLMBackend:
         """
         while not self._done and (self._queue or self._running):
             began, in_flight = time.perf_counter(), len(self._queue) + len(self._running)
+            self._say(in_flight)
             finished = self._advance()
             self._share += (time.perf_counter() - began) / in_flight
             for item in finished:
@@ -195,6 +206,15 @@ class VLLMBackend:
         if engine is not None:
             engine.close()
 
+    def _say(self, in_flight: int) -> None:
+        """Report how many programs go on, but not at every step: counting tokens looks at every request."""
+        now = time.monotonic()
+        if self._engine is None or now - self._said < SECONDS_BETWEEN_REPORTS:
+            return
+        self._said = now
+        tokens = self._tokens + self._engine.written()
+        self._report(Progress(phase=Phase.ANSWERING, rows=self._begun, going=in_flight, tokens=tokens))
+
     def _advance(self) -> list[Finished]:
         """Send what the engine has room for, and let it work until it has something to say."""
         if self._engine is None:
@@ -227,6 +247,7 @@ class VLLMBackend:
         if work is None:
             return  # taken back in the meantime
         self._deaths = 0
+        self._tokens += len(item.written)
         self._done += self._blamed
         self._blamed = []
         key = work.job.key
@@ -300,6 +321,7 @@ class VLLMBackend:
             EngineError: It fails too often.
         """
         while True:
+            self._report(Progress(phase=Phase.LOADING))
             try:
                 return self._start()
             except EngineError as error:
