@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
@@ -82,6 +82,7 @@ def run(
     """
     waiting = deque(samples)
     active: dict[str, _InFlight] = {}
+    broken: set[str] = set()
     ungraded: deque[tuple[Record, Future[Score] | None]] = deque()
     graders = graders or InPlace()
 
@@ -103,10 +104,11 @@ def run(
                 active[work.sample.id] = work
                 outcomes += work.start(method, backend)
             if not outcomes:
-                outcomes = _collect(backend, active)
+                outcomes = _collect(backend, active, broken)
             for outcome in outcomes:
                 if outcome.key not in active:
-                    continue  # a late outcome of a sample that already has its record
+                    _check_late(outcome, broken)
+                    continue
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                     del active[outcome.key]
                     answered = record.answered() if scorer else None
@@ -125,16 +127,43 @@ def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") >> 1
 
 
-def _collect(backend: Backend, active: Mapping[str, _InFlight]) -> list[Outcome]:
-    """Collect; a batch that broke ends the samples in flight with an error, and the run goes on."""
+def _collect(backend: Backend, active: Mapping[str, _InFlight], broken: set[str]) -> list[Outcome]:
+    """Collect; a batch that broke ends the samples in flight with an error, and the run goes on.
+
+    Args:
+        broken: Samples that ended so; those in flight are added.
+
+    Raises:
+        EngineError: The backend has nothing although samples are in flight.
+    """
     try:
-        return backend.collect()
+        outcomes = backend.collect()
     except LatentMASError:
         raise
     except Exception as error:  # broad: what breaks a backend as a whole must not lose the run
         logger.exception("a batch broke; its %d samples end with an error", len(active))
-        broken = SampleError(f"{type(error).__name__}: {error}")
-        return [JobError(key=key, error=broken) for key in active]
+        failed = SampleError(f"{type(error).__name__}: {error}")
+        broken.update(active)
+        return [JobError(key=key, error=failed) for key in active]
+    if not outcomes:
+        raise EngineError(
+            f"the backend has lost {len(active)} job{'s' * (len(active) != 1)}: it has nothing left to return; "
+            "a backend that several threads use needs a SharedBackend, with a client for each"
+        )
+    return outcomes
+
+
+def _check_late(outcome: Outcome, broken: Collection[str]) -> None:
+    """Refuse the outcome of a job that is not in flight, unless its sample has ended already, in a batch that broke.
+
+    Raises:
+        EngineError: It is somebody else's, who waits for it.
+    """
+    if outcome.key not in broken:
+        raise EngineError(
+            f"the backend returned an outcome of job {outcome.key!r}, which is not in flight here; a backend that "
+            "several threads use needs a SharedBackend, with a client for each"
+        )
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import final
 
@@ -14,12 +15,16 @@ from latentmas.agents import AgentGraph
 from latentmas.errors import ConfigError, SampleError
 from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.shared import SharedBackend
 from latentmas.samples import AnswerKind, Record, Sample
 
 
 @final
 class Team:
     """Agents that share one model and answer questions.
+
+    Any number of threads may ask at once: their questions fill the same batches, and each answer is what the question
+    alone would get.
 
     Args:
         model_name: Hub id, local folder, ``.gguf`` file, or ``tiny`` for the embedded model.
@@ -100,10 +105,14 @@ class Team:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
         self.backend = compose.open_backend(self.config, codec, self.method.needs)
+        self._shared = SharedBackend(self.backend)
 
     def close(self) -> None:
-        """End the engine, where there is one. The team answers no questions after that."""
-        self.backend.close()
+        """End the engine, where there is one. The team answers no questions after that.
+
+        Threads that wait for answers get an `EngineError`.
+        """
+        self._shared.close()
 
     def ask(self, question: str) -> Record:
         """Return everything about one question: ``text`` is the answer, ``agents`` what each did.
@@ -126,7 +135,8 @@ class Team:
             samples.append(Sample(id=f"{name}-{seen[name]}", question=question, target=""))
             seen[name] += 1
         kept = _Records()
-        runner.run(samples, method=self.method, backend=self.backend, store=kept, seed=self.config.seed)
+        with closing(self._shared.client()) as backend:
+            runner.run(samples, method=self.method, backend=backend, store=kept, seed=self.config.seed)
         by_id = {record.id: record for record in kept.records}
         return [by_id[sample.id] for sample in samples]
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from threading import RLock
 from typing import Final, final
 
 import torch
@@ -19,6 +20,7 @@ from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
+from latentmas.backends.turns import one_at_a_time
 from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
 from latentmas.program import Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
@@ -31,6 +33,9 @@ CAPABILITIES: Final = frozenset(Capability)
 @final
 class HFBackend:
     """Runs programs in batches of one shape. Keeps the laws of DESIGN section 2.
+
+    Several threads may call `run`, beside sessions and one user of `submit` and `collect`, who are more with a
+    `SharedBackend`.
 
     Args:
         alignment: How hidden states become thoughts.
@@ -61,6 +66,7 @@ class HFBackend:
         self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
+        self._turn = RLock()
 
     @property
     def model_id(self) -> str:
@@ -78,6 +84,7 @@ class HFBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that is too long for the model's context comes back from `collect` as an error.
 
@@ -96,6 +103,7 @@ class HFBackend:
             self._tried.add(kind)
         self._pending.append(job)
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Run the oldest jobs of one shape as a batch; return their outcomes in the order of submission."""
         outcomes, self._refused = self._refused, []
@@ -111,6 +119,7 @@ class HFBackend:
         self._pending = rest
         return self._run_batch(batch)
 
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 

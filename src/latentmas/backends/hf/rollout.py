@@ -143,7 +143,8 @@ class Rollout:
             case Write() as step:
                 passes = self.write(number, step, last)
             case Handover() as step:
-                self._handed, passes = handover.hand_over(self, number)
+                with self.model.turn:  # filters are code of strangers, and one object serves all threads
+                    self._handed, passes = handover.hand_over(self, number)
                 if not step.passes_everything:
                     self._fed = None  # what is left could not be computed once more without what was dropped
             case Join():
@@ -174,7 +175,13 @@ class Rollout:
             ids[row, width - len(own) :] = torch.tensor(own)
             valid[row, width - len(own) :] = True
         device = self.model.device
-        return self.model.causal.get_input_embeddings()(ids.to(device)), valid.to(device)
+        return self._embedded(ids.to(device)), valid.to(device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of tokens."""
+        with self.model.turn:
+            embeddings: Tensor = self.model.causal.get_input_embeddings()(ids)
+        return embeddings
 
     def think(self, number: int, step: Think) -> int:
         """Feed the aligned hidden state back, `steps` times. A row whose thought is not finite leaves."""
@@ -305,7 +312,7 @@ class Rollout:
         """Put written tokens into memory; rows that have ended get a pad and keep their hidden state."""
         before = self.hidden
         real = torch.tensor(goes_on, device=self.model.device)[:, None]
-        embeddings = self.model.causal.get_input_embeddings()(tokens)[:, None]
+        embeddings = self._embedded(tokens)[:, None]
         after = self._take_turn(number, embeddings, real, SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
@@ -355,7 +362,7 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        with watching(model, watch) if watch else nullcontext(), self._row_lengths():
+        with model.turn, watching(model, watch) if watch else nullcontext(), self._row_lengths():
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import count
+from threading import RLock
 from typing import Final, final
 
+from latentmas.backends.turns import one_at_a_time
 from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import TRANSFORMERS_CAN, Passage, refuse, thinks, unfit
 from latentmas.errors import (
@@ -91,6 +93,7 @@ class VLLMBackend:
         self._blamed: list[Outcome] = []
         self._deaths = 0
         self._share = 0.0
+        self._turn = RLock()
 
     @property
     def model_id(self) -> str:
@@ -109,6 +112,7 @@ class VLLMBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that does not fit the engine comes back from `collect` as an error.
 
@@ -126,6 +130,7 @@ class VLLMBackend:
         passage = Passage(job.program, job.seed, self._placeholder)
         self._queue.append(_Work(job=job, passage=passage, began=self._share))
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Return finished jobs, in the order in which they finished.
 
@@ -143,6 +148,7 @@ class VLLMBackend:
         done, self._done = self._done, []
         return done
 
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
@@ -189,6 +195,7 @@ class VLLMBackend:
             **self._notes,
         }
 
+    @one_at_a_time
     def close(self) -> None:
         """End the engine. Jobs in flight are lost."""
         engine, self._engine = self._engine, None
