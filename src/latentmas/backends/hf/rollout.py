@@ -91,6 +91,7 @@ class Rollout:
         hidden: ``[B, E]`` the last hidden state of each of them; None before the first Read.
         rows: The rows still in the batch.
         attended: ``[L, B, H, S]`` what the agent whose turn it is attended to, where its hand-over wants to know.
+        fed: Everything that was read, ``[B, T, E]`` each, where longrope may want it once more; None where it cannot.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Rollout:
         self.attended: Tensor | None = None
         self.sink = sink
         self.releases = releases
-        self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
+        self.fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
         self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
@@ -146,7 +147,7 @@ class Rollout:
                 with self.model.turn:  # filters are code of strangers, and one object serves all threads
                     self._handed, passes = handover.hand_over(self, number)
                 if not step.passes_everything:
-                    self._fed = None  # what is left could not be computed once more without what was dropped
+                    self.fed = None  # what is left could not be computed once more without what was dropped
             case Join():
                 passes = self.join(number)
         if self.model.device.type == "cuda":
@@ -331,10 +332,10 @@ class Rollout:
 
         So does `generate` of the models that have them. Thoughts stay the vectors they were.
         """
-        assert self._fed is not None
+        assert self.fed is not None
         assert self.hidden is not None
         chosen = torch.tensor(crossing, dtype=torch.long, device=self.memory.device)
-        embeddings, valid = torch.cat(self._fed, dim=1)[chosen], self.memory.valid[chosen]
+        embeddings, valid = torch.cat(self.fed, dim=1)[chosen], self.memory.valid[chosen]
         anew = LatentMemory(len(crossing), self.memory.layers, self.memory.device, self.memory.slots)
         rows, memory = self.rows, self.memory
         self.rows, self.memory = [rows[index] for index in crossing], anew
@@ -373,6 +374,13 @@ class Rollout:
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
 
+    def forget_newest(self, count: int) -> None:
+        """Take back the newest `count` tokens of one row alone; a Read has to follow."""
+        self.memory.forget_newest(torch.ones(1, count, dtype=torch.bool, device=self.memory.device))
+        if self.fed is not None:
+            whole = torch.cat(self.fed, dim=1)
+            self.fed = [whole[:, : whole.shape[1] - count]]
+
     def _row_lengths(self) -> AbstractContextManager[None]:
         """Return the context in which longrope takes its factors by row; one that does nothing for other models."""
         if self.model.switch is None:
@@ -393,8 +401,8 @@ class Rollout:
         watched = handover.wants_sender(self.rows[0].steps[number:])
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
-        if self._fed is not None:
-            self._fed.append(embeddings)
+        if self.fed is not None:
+            self.fed.append(embeddings)
         if watch is not None:
             seen, _ = watch.attention(self.model)  # [L, B, H, S]
             if self.attended is not None:
@@ -424,9 +432,9 @@ class Rollout:
         self.memory = self.memory.select_rows(staying)
         if self.hidden is not None:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
-        if self._fed is not None:
+        if self.fed is not None:
             kept = torch.tensor(staying, dtype=torch.long, device=self.model.device)
-            self._fed = [embeddings[kept] for embeddings in self._fed]
+            self.fed = [embeddings[kept] for embeddings in self.fed]
         if self.attended is not None:
             self.attended = self.attended[:, torch.tensor(staying, dtype=torch.long, device=self.attended.device)]
         self.rows = [self.rows[index] for index in staying]
