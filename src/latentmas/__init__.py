@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Unit,
         Write,
     )
+    from latentmas.samples import Message
 
 _HOMES = {
     "Agent": "agents",
@@ -42,6 +43,7 @@ _HOMES = {
     "KeepSpec": "program",
     "LatentMASError": "errors",
     "LatentMemory": "memory",
+    "Message": "samples",
     "Positions": "program",
     "Program": "program",
     "Protect": "program",
@@ -68,6 +70,7 @@ __all__ = [
     "KeepSpec",
     "LatentMASError",
     "LatentMemory",
+    "Message",
     "Positions",
     "Program",
     "Protect",

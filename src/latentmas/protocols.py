@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from latentmas.errors import SampleError
 from latentmas.program import Count, Program
-from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
+from latentmas.samples import Answer, AnswerKind, FinishReason, Message, Sample, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +33,6 @@ class Capability(StrEnum):
     CAPTURE = "capture"
     """Giving similarities and embeddings to an artifact sink."""
     TEMPERATURE = "temperature"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from latentmas.program import (
     ThoughtSource,
     Write,
 )
-from latentmas.protocols import Capability, Completion, Encoded, Job, JobError, Message, Outcome, StepAccount
-from latentmas.samples import THINK_TAG, FinishReason
+from latentmas.protocols import Capability, Completion, Encoded, Job, JobError, Outcome, StepAccount
+from latentmas.samples import THINK_TAG, FinishReason, Message
 
 MODEL_VERSION: Final = "scripted-1"
 """Changes whenever the hash, and with it a generated text, changes."""

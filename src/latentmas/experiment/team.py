@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from latentmas import prompts
@@ -15,6 +14,7 @@ from latentmas.agents import AgentGraph
 from latentmas.errors import ConfigError, SampleError
 from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.questions import Asked, sample_of, samples_of
 from latentmas.experiment.shared import SharedBackend
 from latentmas.samples import AnswerKind, Record, Sample
 
@@ -48,7 +48,7 @@ class Team:
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | os.PathLike[str],
         *,
         method: str = "latent_mas",
         graph: AgentGraph | None = None,
@@ -60,23 +60,37 @@ class Team:
         device: str = "auto",
         dtype: str = "auto",
         generate_bs: int | None = None,
-        answer_kind: AnswerKind = AnswerKind.NUMBER,
+        answer_kind: AnswerKind | str = AnswerKind.NUMBER,
         use_vllm: bool = False,
         enable_prefix_caching: bool = False,
         tensor_parallel_size: int = 1,
         vllm_options: Mapping[str, object] | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
+        if not isinstance(model_name, str | os.PathLike):
+            raise ConfigError(
+                f"model_name is of type {type(model_name).__name__}; expected a hub id, a folder or file, or 'tiny'"
+            )
+        if graph is not None and not isinstance(graph, AgentGraph):
+            raise ConfigError(
+                f"graph is of type {type(graph).__name__}; expected an AgentGraph: chain([...]), parallel([...]) or "
+                "load_team(path)"
+            )
+        for name, mapping in (("options", options), ("vllm_options", vllm_options)):
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise ConfigError(f"{name} is of type {type(mapping).__name__}; expected a mapping of names to values")
+        if graph is not None and (also := sorted({"team", "topology"} & (options or {}).keys())):
+            raise ConfigError(f"graph says who hears whom, and so does {also[0]!r} of options; give one of them")
         optional = {
             "prompt": prompt,
             "latent_steps": latent_steps,
             "generate_bs": generate_bs,
             "temperature": temperature,
             "use_vllm": use_vllm or None,
-            "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
+            "vllm_options": None if vllm_options is None else _json(vllm_options),
         }
         given: dict[str, object] = {
-            "model_name": model_name,
+            "model_name": os.fspath(model_name),
             "method": method,
             "max_new_tokens": max_new_tokens,
             "enable_prefix_caching": enable_prefix_caching,
@@ -92,7 +106,8 @@ class Team:
         if given.get("sampling") != "model":
             given.setdefault("temperature", 0.0)
         config = RunConfig.from_options(given)
-        config = config.with_defaults({}, models.model_defaults(model_name))
+        kind = _answer_kind(answer_kind)
+        config = config.with_defaults({}, models.model_defaults(config.model_name))
         prompt_set = prompts.load_prompts(config.prompt)
         self.config = config.with_topology(compose.default_topology(config, prompt_set))
         self.graph = graph or compose.graph_of(self.config)
@@ -100,12 +115,13 @@ class Team:
         self.config = self.config.with_sampling({"temperature": 0.0, **recommended})
         codec = models.open_codec(self.config)
         task = self.config.task if "task" in self.config.model_fields_set else None
-        self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=answer_kind, task=task)
+        self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=kind, task=task)
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
         self.backend = compose.open_backend(self.config, codec, self.method.needs)
         self._shared = SharedBackend(self.backend)
+        self._save_ids = self.config.save_ids or "save_ids" not in self.config.model_fields_set
 
     def close(self) -> None:
         """End the engine, where there is one. The team answers no questions after that.
@@ -114,31 +130,77 @@ class Team:
         """
         self._shared.close()
 
-    def ask(self, question: str) -> Record:
+    def ask(self, question: Asked, *, system: str | None = None) -> Record:
         """Return everything about one question: ``text`` is the answer, ``agents`` what each did.
 
+        Args:
+            question: A text, which is put into the agents' prompts; or a dialogue, a list of messages that ends with
+                the user's, which is the question. `baseline` reads a dialogue as it stands: its prompt is the chat. In
+                a team every agent reads the turns before, then its own prompt with the question. What the chat template
+                leaves out of earlier replies, such as their thinking, nobody reads.
+            system: System message of every agent, in place of the prompt set's.
+
         Raises:
+            DataError: It is no question; says why.
+            ConfigError: The chat template refuses the dialogue.
             SampleError: The question cannot be answered, for example because it is too long.
+            EngineError: The team was closed, or its backend is lost.
         """
-        [record] = self.ask_all([question])
+        sample = sample_of(question, system)
+        [record] = self._answer([replace(sample, id=f"{sample.id}-0")])
         if record.error is not None:
             raise SampleError(record.error)
         return record
 
-    def ask_all(self, questions: Sequence[str]) -> list[Record]:
-        """Return one record per question, in order; a question that failed has an ``error`` in its record."""
-        # The question names its sample, so that what is sampled does not depend on what else is asked.
-        seen: Counter[str] = Counter()
-        samples = []
-        for question in questions:
-            name = hashlib.sha256(question.encode()).hexdigest()[:16]
-            samples.append(Sample(id=f"{name}-{seen[name]}", question=question, target=""))
-            seen[name] += 1
+    def ask_all(self, questions: Iterable[Asked], *, system: str | None = None) -> list[Record]:
+        """Return one record per question, in order; a question that failed has an ``error`` in its record.
+
+        Args:
+            questions: Each as `ask` takes it.
+            system: As of `ask`, for all.
+
+        Raises:
+            DataError: Something is no question; nothing was asked then.
+            ConfigError: The chat template refuses a dialogue; nothing was asked then.
+            EngineError: The team was closed, or its backend is lost.
+        """
+        return self._answer(samples_of(questions, system))
+
+    def _answer(self, samples: Sequence[Sample]) -> list[Record]:
+        for number, sample in enumerate(samples, start=1):
+            if sample.before or sample.verbatim:  # chats of strangers; before any of them is worked on
+                try:
+                    next(self.method.solve(sample))
+                except ConfigError as error:
+                    which = f"question {number} of {len(samples)}: " if len(samples) > 1 else ""
+                    raise ConfigError(f"{which}{error}") from error
         kept = _Records()
         with closing(self._shared.client()) as backend:
-            runner.run(samples, method=self.method, backend=backend, store=kept, seed=self.config.seed)
+            runner.run(
+                samples,
+                method=self.method,
+                backend=backend,
+                store=kept,
+                seed=self.config.seed,
+                save_ids=self._save_ids,
+            )
         by_id = {record.id: record for record in kept.records}
         return [by_id[sample.id] for sample in samples]
+
+
+def _answer_kind(given: AnswerKind | str) -> AnswerKind:
+    try:
+        return AnswerKind(given)
+    except ValueError:
+        known = ", ".join(kind.value for kind in AnswerKind)
+        raise ConfigError(f"answer_kind is {given!r}; expected one of {known}") from None
+
+
+def _json(options: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"vllm_options can only hold what JSON can: {error}") from error
 
 
 @dataclass(slots=True)

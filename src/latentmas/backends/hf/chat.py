@@ -10,8 +10,8 @@ from typing import Any
 
 from latentmas.backends.hf.template import ChatTemplate
 from latentmas.errors import ConfigError
-from latentmas.protocols import Encoded, Message
-from latentmas.samples import THINK_TAG
+from latentmas.protocols import Encoded
+from latentmas.samples import THINK_TAG, Message
 from latentmas.thinking import KEPT, opens_thought
 
 

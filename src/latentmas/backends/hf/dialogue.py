@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 from latentmas.errors import ConfigError
-from latentmas.protocols import Codec, Encoded, Message
+from latentmas.protocols import Codec, Encoded
+from latentmas.samples import Message
 
 _REPLY: Final = "8c1f-reply probe"
 _NOTHING: Final = Encoded("", ())

@@ -42,7 +42,8 @@ from latentmas.program import (
     ThoughtSource,
     Write,
 )
-from latentmas.protocols import Codec, Message, StepAccount
+from latentmas.protocols import Codec, StepAccount
+from latentmas.samples import Message
 
 
 @final

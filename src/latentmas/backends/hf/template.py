@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, Final, final
 
 from latentmas.errors import ConfigError
-from latentmas.protocols import Message
+from latentmas.samples import Message
 from latentmas.thinking import MARKS
 
 # With a space in them: a template that takes text for a list of parts may show its letters one by one.
