@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from latentmas.errors import ConfigError, DataError
+from latentmas.errors import ConfigError, DataError, shown
 from latentmas.samples import Message, Sample
 
 Asked = str | Sequence[Message | Mapping[str, object]]
@@ -17,7 +17,6 @@ Asked = str | Sequence[Message | Mapping[str, object]]
 
 _ROLES: Final = ("system", "user", "assistant")
 _KEYS: Final = frozenset({"role", "content"})
-_SHOWN: Final = 60
 
 
 def samples_of(questions: Iterable[Asked], system: str | None = None) -> list[Sample]:
@@ -30,7 +29,7 @@ def samples_of(questions: Iterable[Asked], system: str | None = None) -> list[Sa
         DataError: Something is no question; says which and why.
     """
     if isinstance(questions, str | bytes | Mapping) or not isinstance(questions, Iterable):
-        raise DataError(f"ask_all was given {_kind(questions)}; expected a list of questions, ask takes a single one")
+        raise DataError(f"ask_all was given {shown(questions)}; expected a list of questions, ask takes a single one")
     asked = list(questions)
     if asked and all(_is_message(item) for item in asked):
         raise DataError("ask_all was given the messages of one dialogue; expected a list of questions, ask takes one")
@@ -54,7 +53,7 @@ def sample_of(asked: object, system: str | None = None) -> Sample:
         ConfigError: The system message is no text.
     """
     if system is not None and not isinstance(system, str):
-        raise ConfigError(f"system is {_kind(system)}; expected the text of a system message, or None")
+        raise ConfigError(f"system is {shown(system)}; expected the text of a system message, or None")
     messages = [Message("user", asked)] if isinstance(asked, str) else _messages(asked)
     if system is not None:
         if messages[0].role == "system":
@@ -83,7 +82,7 @@ def _messages(asked: object) -> list[Message]:
         DataError: It is none: something is no message, or roles are not in an order in which people talk.
     """
     if isinstance(asked, bytes | Mapping | Message) or not isinstance(asked, Sequence):
-        raise DataError(f"{_kind(asked)} was asked; expected a text, or a list of messages that ends with the user's")
+        raise DataError(f"{shown(asked)} was asked; expected a text, or a list of messages that ends with the user's")
     if not asked:
         raise DataError("a dialogue without messages was asked; expected a list that ends with a message of the user")
     messages = [_message(number, item) for number, item in enumerate(asked, start=1)]
@@ -109,7 +108,7 @@ def _message(number: int, item: object) -> Message:
             raise DataError(f"message {number} has {more[0]!r}, which no agent would read; leave it out")
         role, content = item["role"], item["content"]
     else:
-        raise DataError(f"message {number} is {_kind(item)}; expected {{'role': ..., 'content': ...}} or a Message")
+        raise DataError(f"message {number} is {shown(item)}; expected {{'role': ..., 'content': ...}} or a Message")
     if role not in _ROLES:
         hint = "; a developer's message is a system message here" if role == "developer" else ""
         raise DataError(f"message {number} is of role {role!r}; expected one of {', '.join(_ROLES)}{hint}")
@@ -122,14 +121,14 @@ def _text(number: int, content: object) -> str:
         return content
     if not isinstance(content, list | tuple):
         raise DataError(
-            f"the content of message {number} is {_kind(content)}; expected a text, or a list of text parts"
+            f"the content of message {number} is {shown(content)}; expected a text, or a list of text parts"
         )
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
         if not isinstance(text, str):
             raise DataError(
-                f"message {number} has the part {_kind(part)}; agents read text only: {{'type': 'text', 'text': ...}}"
+                f"message {number} has the part {shown(part)}; agents read text only: {{'type': 'text', 'text': ...}}"
             )
         texts.append(text)
     return "".join(texts)
@@ -148,9 +147,3 @@ def _check_text(message: Message) -> None:
 
 def _is_message(item: object) -> bool:
     return isinstance(item, Message) or (isinstance(item, Mapping) and "role" in item)
-
-
-def _kind(value: object) -> str:
-    """Return a value for an error, and what it is."""
-    text = repr(value)
-    return f"{text} ({type(value).__name__})" if len(text) <= _SHOWN else f"something of type {type(value).__name__}"

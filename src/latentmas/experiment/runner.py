@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
 
-from latentmas.errors import EngineError, LatentMASError, SampleError
+from latentmas.errors import ConfigError, EngineError, LatentMASError, SampleError, shown
 from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
 from latentmas.protocols import (
@@ -79,8 +79,12 @@ def run(
         save_ids: Store the token ids of prompts and texts as well.
         withhold: Leave questions, options and prompts out of the records.
         on_record: Called after each record is stored.
+
+    Raises:
+        ConfigError: Something that was given is of another kind, or two samples have one id; nothing has run then.
+        EngineError: The backend is lost, or has lost jobs. What was answered before is stored.
     """
-    waiting = deque(samples)
+    waiting = _checked(samples, method, backend, store, seed)
     active: dict[str, _InFlight] = {}
     broken: set[str] = set()
     ungraded: deque[tuple[Record, Future[Score] | None]] = deque()
@@ -119,6 +123,31 @@ def run(
         store_graded(leave=0)
         raise
     store_graded(leave=0)
+
+
+def _checked(
+    samples: Iterable[Sample], method: Method, backend: Backend, store: RecordStore, seed: int
+) -> deque[Sample]:
+    """Return the samples; refuse what would end the run in the middle of it.
+
+    Raises:
+        ConfigError: Says what was given.
+    """
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is {shown(seed)}; expected a whole number")
+    for name, given, verb in (("method", method, "solve"), ("backend", backend, "submit"), ("store", store, "append")):
+        if not callable(getattr(given, verb, None)):
+            raise ConfigError(f"{name} is {shown(given)}, which has no {verb}()")
+    if isinstance(samples, str) or not isinstance(samples, Iterable):
+        raise ConfigError(f"samples are {shown(samples)}; expected a list of Sample(id=..., question=..., target=...)")
+    checked: dict[str, Sample] = {}
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise ConfigError(f"a sample is {shown(sample)}; expected Sample(id=..., question=..., target=...)")
+        if sample.id in checked:
+            raise ConfigError(f"two samples have the id {sample.id!r}; the record of one would be lost")
+        checked[sample.id] = sample
+    return deque(checked.values())
 
 
 def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:

@@ -137,7 +137,9 @@ class SharedBackend:
             failure, client.failure = client.failure, None
             raise failure
         if not client.mailbox and (lost := self._abandon(client)):
-            raise EngineError(f"the backend was closed with {_jobs(lost)} of this thread in it; open it again")
+            raise EngineError(
+                f"the backend was closed with {_jobs(lost)} of this thread in it; open the team or the model anew"
+            )
         outcomes = list(client.mailbox)
         client.mailbox.clear()
         return outcomes
@@ -217,7 +219,7 @@ class SharedBackend:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise EngineError("the backend was closed; open it again")
+            raise EngineError("the backend was closed; open the team or the model anew")
 
 
 @final

@@ -7,16 +7,22 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Final, final
 
 from latentmas import prompts
 from latentmas.agents import AgentGraph
-from latentmas.errors import ConfigError, SampleError
+from latentmas.errors import ConfigError, SampleError, shown
 from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.questions import Asked, sample_of, samples_of
 from latentmas.experiment.shared import SharedBackend
 from latentmas.samples import AnswerKind, Record, Sample
+
+_OF_RUNS: Final = (
+    *("dataset", "split", "max_samples", "retry_errors", "dry_run", "save_withheld"),
+    *("grading", "math_verify", "code_exec", "allow_unsafe_code_exec", "grading_workers"),
+)
+"""Options that would do nothing here: nothing is graded, and nothing is stored or resumed."""
 
 
 @final
@@ -68,17 +74,16 @@ class Team:
         options: Mapping[str, object] | None = None,
     ) -> None:
         if not isinstance(model_name, str | os.PathLike):
-            raise ConfigError(
-                f"model_name is of type {type(model_name).__name__}; expected a hub id, a folder or file, or 'tiny'"
-            )
+            raise ConfigError(f"model_name is {shown(model_name)}; expected a hub id, a folder or file, or 'tiny'")
         if graph is not None and not isinstance(graph, AgentGraph):
             raise ConfigError(
-                f"graph is of type {type(graph).__name__}; expected an AgentGraph: chain([...]), parallel([...]) or "
-                "load_team(path)"
+                f"graph is {shown(graph)}; expected an AgentGraph: chain([...]), parallel([...]) or load_team(path)"
             )
         for name, mapping in (("options", options), ("vllm_options", vllm_options)):
             if mapping is not None and not isinstance(mapping, Mapping):
-                raise ConfigError(f"{name} is of type {type(mapping).__name__}; expected a mapping of names to values")
+                raise ConfigError(f"{name} is {shown(mapping)}; expected a mapping of names to values")
+        if of_runs := [name for name in _OF_RUNS if name in (options or {})]:
+            raise ConfigError(f"{of_runs[0]!r} of options is for runs over a task, and a team is asked; leave it out")
         if graph is not None and (also := sorted({"team", "topology"} & (options or {}).keys())):
             raise ConfigError(f"graph says who hears whom, and so does {also[0]!r} of options; give one of them")
         optional = {

@@ -15,13 +15,14 @@ from typing import Final, final
 import torch
 
 from latentmas.alignment import Alignment
+from latentmas.backends.given import seeds_for
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
 from latentmas.backends.turns import one_at_a_time
-from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
+from latentmas.errors import ConfigError, ContextLimitError, SampleError, StoreError
 from latentmas.program import Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
 
@@ -125,9 +126,7 @@ class HFBackend:
 
         Jobs in flight are left alone.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         in_flight = self._pending, self._refused
         self._pending, self._refused = deque(), []
         done: dict[str, Completion] = {}

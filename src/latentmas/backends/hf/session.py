@@ -26,7 +26,14 @@ from latentmas.backends.hf.backend import HFBackend
 from latentmas.backends.hf.dialogue import Dialogue, Turn
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
-from latentmas.errors import CapabilityError, ConfigError, ContextLimitError, MemoryMismatchError, ProgramError
+from latentmas.errors import (
+    CapabilityError,
+    ConfigError,
+    ContextLimitError,
+    MemoryMismatchError,
+    ProgramError,
+    shown,
+)
 from latentmas.memory import LatentMemory
 from latentmas.program import (
     KEEP_ALL,
@@ -68,13 +75,13 @@ class Session:
     ) -> None:
         if not isinstance(backend, HFBackend):
             raise CapabilityError(
-                f"a session was given {_kind(backend)}; it runs on the transformers backend: Session(team.backend), "
+                f"a session was given {shown(backend)}; it runs on the transformers backend: Session(team.backend), "
                 "with a team opened without use_vllm"
             )
         _expect("seed", seed, int)
         if memory is not None and not isinstance(memory, LatentMemory):
             raise MemoryMismatchError(
-                f"memory is {_kind(memory)}; expected a LatentMemory, or Session.load(backend, path) for a file"
+                f"memory is {shown(memory)}; expected a LatentMemory, or Session.load(backend, path) for a file"
             )
         if system is not None:
             _expect("system", system, str)
@@ -103,7 +110,7 @@ class Session:
             MemoryMismatchError: The file is no memory of this model.
         """
         empty = cls(backend, seed=seed, system=system)
-        memory = LatentMemory.load(path, empty._model.fingerprint, empty._model.device)
+        memory = LatentMemory.load(_path(path), empty._model.fingerprint, empty._model.device)
         return cls(backend, seed=seed, memory=memory, system=system)
 
     @property
@@ -238,6 +245,8 @@ class Session:
 
     def fork(self, seed: int | None = None) -> Session:
         """Return an independent session that starts where this one is."""
+        if seed is not None:
+            _expect("seed", seed, int)
         other = copy(self)
         other._busy = Lock()
         other._dialogues = dict(self._dialogues)
@@ -251,7 +260,8 @@ class Session:
 
     def save(self, path: Path | str, storage: Storage = Storage.NATIVE) -> None:
         """Write the memory to a safetensors file that only this model reads back, in 8 bits where told to."""
-        self.memory.save(path, self._model.fingerprint, storage)
+        _expect("storage", storage, Storage)
+        self.memory.save(_path(path), self._model.fingerprint, storage)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -360,10 +370,10 @@ def _expect(name: str, value: object, kind: type) -> None:
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         article = "an" if kind.__name__[0] in "aeiou" else "a"
-        raise ConfigError(f"{name} is {_kind(value)}; expected {article} {kind.__name__}")
+        raise ConfigError(f"{name} is {shown(value)}; expected {article} {kind.__name__}")
 
 
-def _kind(value: object) -> str:
-    """Return a value for an error, and what it is."""
-    text = repr(value)
-    return f"{text} ({type(value).__name__})" if len(text) <= 60 else f"of type {type(value).__name__}"
+def _path(given: Path | str) -> Path:
+    if not isinstance(given, str | Path):
+        raise ConfigError(f"path is {shown(given)}; expected the path of a memory file")
+    return Path(given)

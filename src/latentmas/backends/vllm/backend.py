@@ -18,6 +18,7 @@ from itertools import count
 from threading import RLock
 from typing import Final, final
 
+from latentmas.backends.given import seeds_for
 from latentmas.backends.turns import one_at_a_time
 from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import TRANSFORMERS_CAN, Passage, refuse, thinks, unfit
@@ -25,7 +26,6 @@ from latentmas.errors import (
     CapabilityError,
     EngineError,
     LatentMASError,
-    ProgramError,
     SampleError,
 )
 from latentmas.program import Program
@@ -154,9 +154,7 @@ class VLLMBackend:
 
         Other jobs in flight go on meanwhile and come back from `collect`.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         own = [f"run\x1f{number}" for number in range(len(programs))]
         done: dict[str, Completion] = {}
         others: list[Outcome] = []
