@@ -11,7 +11,7 @@ from typing import Final, final
 
 from latentmas import prompts
 from latentmas.agents import AgentGraph
-from latentmas.errors import ConfigError, SampleError, shown
+from latentmas.errors import ConfigError, SampleError, UnknownNameError, shown
 from latentmas.experiment import compose, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.questions import Asked, sample_of, samples_of
@@ -120,6 +120,8 @@ class Team:
         self.config = self.config.with_sampling({"temperature": 0.0, **recommended})
         codec = models.open_codec(self.config)
         task = self.config.task if "task" in self.config.model_fields_set else None
+        if task is not None and task not in (known := {*compose.task_names(), *prompt_set.tasks}):
+            raise UnknownNameError("task", task, known)
         self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=kind, task=task)
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
