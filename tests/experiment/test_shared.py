@@ -295,3 +295,32 @@ def test_sessions_and_programs_of_their_own_run_beside_a_team_that_watches_atten
     with ThreadPoolExecutor(6) as pool:
         together = [future.result(60) for future in [pool.submit(each, seed) for each, seed in work]]
     assert together == alone
+
+
+def test_no_forward_pass_of_a_model_runs_while_another_does(tiny):
+    """What a pass changes in the model - who watches, which frequencies turn keys - is nobody else's."""
+    backend = tiny.backend("qwen3")
+    inside, most = [], []
+
+    def enter(*_):
+        inside.append(True)
+        most.append(len(inside))
+        sleep(0.001)
+
+    decoder = backend.model.decoder
+    hooks = [
+        decoder.register_forward_pre_hook(enter),
+        decoder.register_forward_hook(lambda *_: inside.pop() and None),
+    ]
+    program = Program((Read(agent="a", tokens=(9, 8, 7)), Write(agent="a", max_new_tokens=9)))
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            work = [pool.submit(backend.run, [program]) for _ in range(2)]
+            work += [pool.submit(Session(backend).read("a", "hi").write, "a", 9) for _ in range(2)]
+            for future in work:
+                future.result(60)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(most) > 20
+    assert max(most) == 1
