@@ -84,9 +84,11 @@ class SharedBackend:
                 self._flights[job.key] = _Flight(client, job, key)
             try:
                 self._backend.submit(job)
-            except BaseException:
+            except BaseException as error:
                 with self._changed:
                     del self._flights[job.key]
+                    if not isinstance(error, Exception):  # Ctrl-C: the backend may have taken it
+                        self._abandoned.add(job.key)
                 raise
 
     def _collect(self, client: Client) -> list[Outcome]:
@@ -148,16 +150,17 @@ class SharedBackend:
         """Collect once, for everyone."""
         with self._inside:
             try:
-                outcomes = self._backend.collect()
-            except Exception as error:  # noqa: BLE001 - everyone whose job was in it has to hear of it
-                with self._changed:
-                    self._fail(error)
+                try:
+                    outcomes = self._backend.collect()
+                except Exception as error:  # noqa: BLE001 - everyone whose job was in it has to hear of it
+                    with self._changed:
+                        self._fail(error)
+                else:
+                    with self._changed:
+                        self._deal(outcomes)
             except BaseException:  # Ctrl-C in this thread: what was in the batch may be gone, and the others want it
                 self._was_interrupted = True
                 raise
-            else:
-                with self._changed:
-                    self._deal(outcomes)
 
     def _deal(self, outcomes: list[Outcome]) -> None:
         """Put outcomes where they belong."""
