@@ -18,7 +18,7 @@ from latentmas.backends.hf.rollout import Rollout, Row
 from latentmas.experiment import models
 from latentmas.experiment.config import RunConfig
 from latentmas.program import Program, Read, Think
-from latentmas.protocols import Message
+from latentmas.samples import Message
 
 QUESTION = "Nora bakes 6 trays of rolls with 14 rolls on each tray and keeps 9 rolls. How many rolls does she sell?"
 WAYS = [(AlignmentKind.NORM, 1.0), (AlignmentKind.RIDGE, 1.0), *((AlignmentKind.SOFT, t) for t in (2.0, 0.6, 0.1))]

@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from latentmas.errors import SampleError
 from latentmas.program import Count, Program
@@ -284,6 +284,15 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back processes and devices. Jobs in flight are lost; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class Aborts(Protocol):
+    """A backend that can take a job back, which then has no outcome."""
+
+    def abort(self, key: str) -> None:
+        """Take back a job that has not ended; where there is none of this key, nothing happens."""
         ...
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latentmas.errors import CapabilityError, ContextLimitError
 from latentmas.experiment.shared import SharedBackend
 from latentmas.program import Handover, Join, KeepSpec, Program, Read, Sampling, Step, Think, ThoughtSource, Write
-from latentmas.protocols import Backend, Capability, Completion, Job, JobError, Outcome
+from latentmas.protocols import Aborts, Backend, Capability, Completion, Job, JobError, Outcome
 
 if TYPE_CHECKING:
     from latentmas.memory import LatentMemory
@@ -184,6 +184,22 @@ def check_threads_do_not_matter(subject: Subject, work: Sequence[Job], threads: 
         together = pool.map(lambda number: (run if number % 4 == 3 else share)(number), range(pieces))
         for found in together:
             promise(found == {key: alone[key] for key in found}, "what a thread gets is what it gets alone")
+
+
+def check_what_is_taken_back_has_no_outcome(subject: Subject, work: Sequence[Job]) -> None:
+    """A job that is aborted never comes back, and the others do not feel it."""
+    backend = subject.open(3)
+    alone = outcomes(backend, work)
+    assert isinstance(backend, Aborts)
+    for job in work:
+        backend.submit(job)
+    backend.abort("nobody's")
+    backend.abort(work[1].key)
+    found: list[Outcome] = []
+    while batch := backend.collect():
+        found += batch
+    expected = {key: outcome for key, outcome in alone.items() if key != work[1].key}
+    promise({outcome.key: outcome for outcome in found} == expected, "all but the aborted one come back")
 
 
 def check_others_do_not_matter(subject: Subject, work: Sequence[Job]) -> None:

@@ -51,6 +51,10 @@ def test_threads_that_share_an_engine_do_not_matter_to_each_other(subject: Subje
     laws.check_threads_do_not_matter(subject, laws.mixed_work(SAMPLED), threads, pieces=40)
 
 
+def test_a_job_that_is_taken_back_has_no_outcome(subject: Subject) -> None:
+    laws.check_what_is_taken_back_has_no_outcome(subject, laws.mixed_work(GREEDY))
+
+
 @pytest.mark.v2
 def test_samples_are_those_of_their_seed(subject: Subject) -> None:
     laws.check_seeds_decide_samples_and_noise(subject)

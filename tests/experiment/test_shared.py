@@ -206,6 +206,22 @@ def test_an_interrupted_thread_takes_nobody_along():
     assert [outcome.key for outcome in client.collect()] == ["next"]
 
 
+def test_what_a_thread_gave_up_is_not_run_for_nobody():
+    ran = []
+
+    def noted(turn):
+        ran.append(turn.prompt)
+        return "x"
+
+    shared = SharedBackend(ScriptedBackend(reply=noted))
+    with closing(shared.client()) as gone, closing(shared.client()) as client:
+        gone.submit(Job(key="0", program=Program((Read(agent="a", tokens=(103,)), Write(agent="a", max_new_tokens=3)))))
+        client.submit(job())
+        gone.close()
+        assert [outcome.key for outcome in client.collect()] == ["0"], "its name at the backend is its own affair"
+    assert ran == ["\x01\x02"]
+
+
 def test_closing_ends_those_who_wait_with_an_error_and_lets_the_backend_return_first():
     entered, release = Event(), Event()
 

@@ -162,6 +162,10 @@ class ScriptedBackend:
         jobs = [self._waiting.popleft() for _ in range(min(self._capacity, len(self._waiting)))]
         return [self._outcome(job) for job in jobs]
 
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._waiting = deque(job for job in self._waiting if job.key != key)
+
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs at once and return their completions in order; jobs in flight are left alone.
 

@@ -15,7 +15,7 @@ from threading import Condition, Lock
 from typing import Final, final
 
 from latentmas.errors import EngineError
-from latentmas.protocols import Backend, Capability, Codec, Job, Outcome
+from latentmas.protocols import Aborts, Backend, Capability, Codec, Job, Outcome
 
 PATIENCE_SECONDS: Final = 0.005
 """How long a batch waits, at most, for threads that have work but have not submitted it yet. After each batch all of
@@ -57,6 +57,10 @@ class SharedBackend:
         self._leader: Client | None = None
         self._was_interrupted = False
         self._is_closed = False
+
+    @property
+    def backend(self) -> Backend:
+        return self._backend
 
     def client(self) -> Client:
         """Return a backend for one thread; `close` it when it is done, so that nobody waits for it."""
@@ -150,6 +154,7 @@ class SharedBackend:
         """Collect once, for everyone."""
         with self._inside:
             try:
+                self._abort_abandoned()
                 try:
                     outcomes = self._backend.collect()
                 except Exception as error:  # noqa: BLE001 - everyone whose job was in it has to hear of it
@@ -161,6 +166,14 @@ class SharedBackend:
             except BaseException:  # Ctrl-C in this thread: what was in the batch may be gone, and the others want it
                 self._was_interrupted = True
                 raise
+
+    def _abort_abandoned(self) -> None:
+        """Take back what nobody waits for any more, where the backend can; elsewhere it runs, and is dropped."""
+        if isinstance(self._backend, Aborts):
+            with self._changed:
+                abandoned, self._abandoned = self._abandoned, set()
+            for name in abandoned:
+                self._backend.abort(name)
 
     def _deal(self, outcomes: list[Outcome]) -> None:
         """Put outcomes where they belong."""
@@ -202,7 +215,7 @@ class SharedBackend:
         self._flights.clear()
 
     def _abandon(self, client: Client) -> int:
-        """Let the backend finish the jobs of a client for nobody; return how many they are."""
+        """Give up the jobs of a client; return how many they are."""
         gone = [name for name, flight in self._flights.items() if flight.client is client]
         for name in gone:
             del self._flights[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,8 @@ from latentmas.experiment.config import RunConfig
 from latentmas.experiment.questions import Asked, sample_of, samples_of
 from latentmas.experiment.shared import SharedBackend
 from latentmas.samples import AnswerKind, Record, Sample
+
+logger = logging.getLogger(__name__)
 
 _OF_RUNS: Final = (
     *("dataset", "split", "max_samples", "retry_errors", "dry_run", "save_withheld"),
@@ -86,6 +89,8 @@ class Team:
             raise ConfigError(f"{of_runs[0]!r} of options is for runs over a task, and a team is asked; leave it out")
         if graph is not None and (also := sorted({"team", "topology"} & (options or {}).keys())):
             raise ConfigError(f"graph says who hears whom, and so does {also[0]!r} of options; give one of them")
+        if graph is not None and method == "baseline":
+            logger.warning("baseline is one agent alone, so the graph of %d agents does nothing", len(graph.agents))
         optional = {
             "prompt": prompt,
             "latent_steps": latent_steps,
@@ -181,6 +186,8 @@ class Team:
                 except ConfigError as error:
                     which = f"question {number} of {len(samples)}: " if len(samples) > 1 else ""
                     raise ConfigError(f"{which}{error}") from error
+        if self._shared.backend is not self.backend:  # somebody has put another one there
+            self._shared = SharedBackend(self.backend)
         kept = _Records()
         with closing(self._shared.client()) as backend:
             runner.run(

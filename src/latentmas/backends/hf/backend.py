@@ -121,6 +121,12 @@ class HFBackend:
         return self._run_batch(batch)
 
     @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._pending = deque(job for job in self._pending if job.key != key)
+        self._refused = [outcome for outcome in self._refused if outcome.key != key]
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 

@@ -149,6 +149,11 @@ class VLLMBackend:
         return done
 
     @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job, also one that the engine is at work on."""
+        self._forget([key])
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
