@@ -110,6 +110,7 @@ MISTAKES = {
     "a memory file is there": lambda team: Session.load(team.backend, "missing.safetensors"),
     "a memory file has a path": lambda team: Session.load(team.backend, None),
     "agents read text": lambda team: Session(team.backend).read("a", 5),
+    "agents read whole characters": lambda team: Session(team.backend).read("a", "x\ud800"),
     "agents are names": lambda team: Session(team.backend).read(5, "x"),
     "thoughts are counted": lambda team: begun(team).think("a", "5"),
     "thoughts are not negative": lambda team: begun(team).think("a", -1),

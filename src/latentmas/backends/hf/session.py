@@ -84,7 +84,7 @@ class Session:
                 f"memory is {shown(memory)}; expected a LatentMemory, or Session.load(backend, path) for a file"
             )
         if system is not None:
-            _expect("system", system, str)
+            _check_text("system", system)
         self._model: LoadedModel = backend.model
         self._alignment: Alignment = backend.alignment
         self._codec: Codec = backend.codec
@@ -151,7 +151,7 @@ class Session:
             ConfigError: The template refuses the chat, or shows earlier turns in other words.
         """
         _expect("agent", agent, str)
-        _expect("text", text, str)
+        _check_text("text", text)
         with self._alone():
             dialogue, last = self._dialogues.get(agent, self._new), self._steps[-1] if self._steps else None
             untouched = isinstance(last, Read) and last.agent == agent
@@ -215,7 +215,7 @@ class Session:
             )
         ahead: tuple[Step, ...] = ()
         if to is not None:
-            _expect("to", to, str)
+            _check_text("to", to)
             dialogue = self._new if reader is None else self._dialogues.get(reader, self._new)
             _, turn = dialogue.heard(to, as_written=True)
             ahead = (Read(agent=reader or "next", tokens=turn.read.tokens),)
@@ -371,6 +371,21 @@ def _expect(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         article = "an" if kind.__name__[0] in "aeiou" else "a"
         raise ConfigError(f"{name} is {shown(value)}; expected {article} {kind.__name__}")
+
+
+def _check_text(name: str, text: object) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        ConfigError: It is no text, or holds half a character.
+    """
+    _expect(name, text, str)
+    try:
+        str(text).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} has half a character at {error.start}; read the text it comes from as UTF-8"
+        ) from error
 
 
 def _path(given: Path | str) -> Path:
