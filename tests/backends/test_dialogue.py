@@ -202,6 +202,26 @@ def test_a_reply_that_the_template_shows_otherwise_is_refused_unless_it_is_to_st
     assert again.messages[-2:] == (Message("assistant", "yes"), Message("user", "Really?"))
 
 
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}<|start|>assistant"
+)
+
+
+def test_a_frame_that_the_model_writes_itself_is_no_part_of_the_reply(opened):
+    codec = opened(CHANNELS).codec
+    first, _ = Dialogue(codec=codec).heard("2 + 3?")
+    after, _ = first.wrote(codec.encode_text("<|channel|>final<|message|>5")).heard("Sure?")
+    assert after.messages == tuple(chat("2 + 3?", "5", "Sure?"))
+    assert after.tokens == codec.encode_chat(after.messages).tokens
+    thought = first.wrote(codec.encode_text("<|channel|>analysis<|message|>hm<|end|><|start|>assistant"))
+    final = thought.wrote(codec.encode_text("<|channel|>final<|message|>5"))
+    with pytest.raises(ConfigError, match="as_written=True"):
+        final.heard("Sure?")
+    _, turn = final.heard("Sure?", as_written=True)
+    assert turn.read.text == "<|end|><|start|>user<|message|>Sure?<|end|><|start|>assistant"
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(opened):
     session = Session(opened(SYSTEM_LAST), system="Be brief.").read("a", "Why?")
     session.write("a", 3)

@@ -109,7 +109,10 @@ class Dialogue:
         opened = _common(self.prompt, before)
         if opened < min(len(self.prompt), len(before)):
             raise ConfigError(_REWRITES)
-        chat = (*self.messages, Message("assistant", self.reply), user)
+        # What the template itself puts before a reply, such as the name of a channel, is no part of its content.
+        framed = before[opened:].strip() and self.reply.startswith(before[opened:])
+        content = self.reply.removeprefix(before[opened:]) if framed else self.reply
+        chat = (*self.messages, Message("assistant", content), user)
         whole = self._whole(chat)
         shown = None
         if whole is not None and whole.text.startswith(before) and whole.text.endswith(behind):
