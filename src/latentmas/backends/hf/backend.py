@@ -21,7 +21,7 @@ from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
-from latentmas.backends.turns import one_at_a_time
+from latentmas.backends.one_at_a_time import one_at_a_time
 from latentmas.errors import ConfigError, ContextLimitError, SampleError, StoreError
 from latentmas.program import Program, Write
 from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
@@ -67,7 +67,7 @@ class HFBackend:
         self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
-        self._turn = RLock()
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:

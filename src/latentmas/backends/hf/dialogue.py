@@ -21,7 +21,7 @@ _SHOWN: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class NextRead:
     """What is to be read next.
 
     Attributes:
@@ -64,7 +64,7 @@ class Dialogue:
         """Return the dialogue after the agent has written."""
         return replace(self, tokens=self.tokens + tokens, written=(self.written or ()) + tokens)
 
-    def heard(self, text: str, *, untouched: bool = False, as_written: bool = False) -> tuple[Dialogue, Turn]:
+    def heard(self, text: str, *, untouched: bool = False, as_written: bool = False) -> tuple[Dialogue, NextRead]:
         """Return the dialogue after the agent has read a user message, and what it reads.
 
         Args:
@@ -80,10 +80,10 @@ class Dialogue:
             chat = (user,) if self.system is None else (Message("system", self.system), user)
             encoded = self.codec.encode_chat(chat)
             begun = replace(self, messages=chat, prompt=encoded.text, last=encoded, tokens=encoded.tokens)
-            return begun, Turn(encoded)
+            return begun, NextRead(encoded)
         return self._with_one_more(user) if untouched else self._after_reply(user, as_written)
 
-    def _with_one_more(self, user: Message) -> tuple[Dialogue, Turn]:
+    def _with_one_more(self, user: Message) -> tuple[Dialogue, NextRead]:
         """Put a message behind one that nobody has replied to; the beginning of the reply is forgotten."""
         chat = (*self.messages, user)
         whole = self.codec.encode_chat(chat)
@@ -100,10 +100,10 @@ class Dialogue:
             last=again,
             tokens=self.tokens[: len(self.tokens) - len(self.last.tokens)] + again.tokens,
         )
-        turn = Turn(Encoded(again.text, again.tokens[kept:]), forgotten=len(self.last.tokens) - kept)
+        turn = NextRead(Encoded(again.text, again.tokens[kept:]), forgotten=len(self.last.tokens) - kept)
         return after, turn
 
-    def _after_reply(self, user: Message, as_written: bool) -> tuple[Dialogue, Turn]:
+    def _after_reply(self, user: Message, as_written: bool) -> tuple[Dialogue, NextRead]:
         """Close the reply and put a message behind it."""
         before, behind = self._around_reply(user)
         opened = _common(self.prompt, before)
@@ -128,7 +128,7 @@ class Dialogue:
         read = Encoded(behind, self._tokens_behind(whole, behind))
         prompt = whole.text if whole is not None and shown is not None else before + self.reply + behind
         after = replace(self, messages=chat, prompt=prompt, last=read, tokens=self.tokens + read.tokens, written=None)
-        return after, Turn(read)
+        return after, NextRead(read)
 
     def _around_reply(self, user: Message) -> tuple[str, str]:
         """Return what the template shows before a reply that stands here, and what behind it."""

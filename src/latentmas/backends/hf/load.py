@@ -42,7 +42,7 @@ class LoadedModel:
         switch: The longest length of longrope's short factors; None for other models.
         divides: Logits are divided by the ``logits_scaling`` of the configuration (Granite); HyperCLOVA X multiplies.
         fingerprint: 64 hexadecimal digits over configuration, dtype and every weight; the device does not change it.
-        turn: Held during a forward pass. What one pass changes in the model - the attention function while somebody
+        lock: Held during a forward pass. What one pass changes in the model - the attention function while somebody
             watches, the frequencies of longrope - must not reach another thread's.
     """
 
@@ -56,7 +56,7 @@ class LoadedModel:
     unmovable: str = "nobody looked how its layers rotate keys"
     switch: int | None = None
     divides: bool = True
-    turn: RLock = field(default_factory=RLock, compare=False, repr=False)
+    lock: RLock = field(default_factory=RLock, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -98,7 +98,7 @@ class LoadedModel:
             pair = hidden if hidden.shape[0] > 1 else hidden.repeat(2, 1)
             logits: Tensor = (head.weight @ pair.T).T[: hidden.shape[0]]
         else:
-            with self.turn:
+            with self.lock:
                 logits = head(hidden)
         if (scaling := getattr(config, "logits_scaling", None)) is not None:
             logits = logits / scaling if self.divides else logits * scaling

@@ -144,7 +144,7 @@ class Rollout:
             case Write() as step:
                 passes = self.write(number, step, last)
             case Handover() as step:
-                with self.model.turn:  # filters are code of strangers, and one object serves all threads
+                with self.model.lock:  # filters are code of strangers, and one object serves all threads
                     self._handed, passes = handover.hand_over(self, number)
                 if not step.passes_everything:
                     self.fed = None  # what is left could not be computed once more without what was dropped
@@ -180,7 +180,7 @@ class Rollout:
 
     def _embedded(self, ids: Tensor) -> Tensor:
         """Return the input embeddings of tokens."""
-        with self.model.turn:
+        with self.model.lock:
             embeddings: Tensor = self.model.causal.get_input_embeddings()(ids)
         return embeddings
 
@@ -363,7 +363,7 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        with model.turn, watching(model, watch) if watch else nullcontext(), self._row_lengths():
+        with model.lock, watching(model, watch) if watch else nullcontext(), self._row_lengths():
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),

@@ -23,7 +23,7 @@ import torch
 from latentmas.alignment import Alignment
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.backend import HFBackend
-from latentmas.backends.hf.dialogue import Dialogue, Turn
+from latentmas.backends.hf.dialogue import Dialogue, NextRead
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row
 from latentmas.errors import (
@@ -284,7 +284,7 @@ class Session:
                 f"agent {agent!r} has read nothing in this session; those who have: {', '.join(self._dialogues)}"
             )
 
-    def _read_on(self, turn: Turn) -> None:
+    def _read_on(self, turn: NextRead) -> None:
         """Let the last Read grow, after forgetting how it ended."""
         rollout, accounts, steps = self._rollout, self._row.accounts, self._steps
         last = steps[-1]

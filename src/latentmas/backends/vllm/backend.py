@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Final, final
 
 from latentmas.backends.given import seeds_for
-from latentmas.backends.turns import one_at_a_time
+from latentmas.backends.one_at_a_time import one_at_a_time
 from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import TRANSFORMERS_CAN, Passage, refuse, thinks, unfit
 from latentmas.errors import (
@@ -93,7 +93,7 @@ class VLLMBackend:
         self._blamed: list[Outcome] = []
         self._deaths = 0
         self._share = 0.0
-        self._turn = RLock()
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:

@@ -14,14 +14,14 @@ _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
 
-class HasTurn(Protocol):
+class HasLock(Protocol):
     """Has a lock that the thread which holds it may take again."""
 
     @property
-    def _turn(self) -> AbstractContextManager[object]: ...
+    def _lock(self) -> AbstractContextManager[object]: ...
 
 
-_Owner = TypeVar("_Owner", bound=HasTurn)
+_Owner = TypeVar("_Owner", bound=HasLock)
 
 
 def one_at_a_time(
@@ -31,7 +31,7 @@ def one_at_a_time(
 
     @wraps(method)
     def waiting(owner: _Owner, /, *args: _Given.args, **named: _Given.kwargs) -> _Made:
-        with owner._turn:
+        with owner._lock:
             return method(owner, *args, **named)
 
     return waiting
