@@ -9,11 +9,11 @@ import datetime
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from latentmas.errors import ProgramError, SampleError
 from latentmas.program import Count, Program
-from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
+from latentmas.samples import Answer, AnswerKind, FinishReason, Message, Sample, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +33,6 @@ class Capability(StrEnum):
     CAPTURE = "capture"
     """Giving similarities and embeddings to an artifact sink."""
     TEMPERATURE = "temperature"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +360,15 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back processes and devices. Jobs in flight are lost; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class Aborts(Protocol):
+    """A backend that can take a job back, which then has no outcome."""
+
+    def abort(self, key: str) -> None:
+        """Take back a job that has not ended; where there is none of this key, nothing happens."""
         ...
 
 

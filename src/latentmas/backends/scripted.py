@@ -35,14 +35,13 @@ from latentmas.protocols import (
     Encoded,
     Job,
     JobError,
-    Message,
     Outcome,
     Phase,
     Progress,
     Report,
     StepAccount,
 )
-from latentmas.samples import THINK_TAG, FinishReason
+from latentmas.samples import THINK_TAG, FinishReason, Message
 from latentmas.turns import Turn, add, lay
 
 MODEL_VERSION: Final = "scripted-1"
@@ -189,6 +188,10 @@ class ScriptedBackend:
             self._report(Progress(phase=Phase.ANSWERING, rows=len(jobs), going=going, batch=len(jobs)))
             outcomes.append(self._outcome(job))
         return outcomes
+
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._waiting = deque(job for job in self._waiting if job.key != key)
 
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs at once and return their completions in order; jobs in flight are left alone.

@@ -15,7 +15,8 @@ from latentmas.backends.scripted import ByteCodec
 from latentmas.errors import ConfigError
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.effects import Situation
-from latentmas.protocols import Capability, Codec, Message, Phase, Progress, Report
+from latentmas.protocols import Capability, Codec, Phase, Progress, Report
+from latentmas.samples import Message
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend

@@ -9,17 +9,20 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from threading import RLock
 from typing import Final, final
 
 import torch
 
 from latentmas.alignment import Alignment
+from latentmas.backends.given import seeds_for
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
-from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
+from latentmas.backends.one_at_a_time import one_at_a_time
+from latentmas.errors import ConfigError, ContextLimitError, SampleError, StoreError
 from latentmas.program import Program, Write
 from latentmas.protocols import (
     ArtifactSink,
@@ -44,6 +47,9 @@ CAPABILITIES: Final = frozenset(Capability)
 @final
 class HFBackend:
     """Runs programs in batches of one shape. Keeps the laws of DESIGN section 2.
+
+    Several threads may call `run`, beside sessions and one user of `submit` and `collect`, who are more with a
+    `SharedBackend`.
 
     Args:
         alignment: How hidden states become thoughts.
@@ -78,6 +84,7 @@ class HFBackend:
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
         self._told = Told()
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:
@@ -95,6 +102,7 @@ class HFBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that is too long for the model's context comes back from `collect` as an error.
 
@@ -115,6 +123,7 @@ class HFBackend:
             self._tried.add(kind)
         self._pending.append(job)
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Run the oldest jobs of one shape as a batch; return their outcomes in the order of submission."""
         outcomes, self._refused = self._refused, []
@@ -130,14 +139,19 @@ class HFBackend:
         self._pending = rest
         return self._run_batch(batch)
 
+    @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._pending = deque(job for job in self._pending if job.key != key)
+        self._refused = [outcome for outcome in self._refused if outcome.key != key]
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
         Jobs in flight are left alone.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         in_flight = self._pending, self._refused
         self._pending, self._refused = deque(), []
         done: dict[str, Completion] = {}

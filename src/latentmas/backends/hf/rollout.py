@@ -109,6 +109,7 @@ class Rollout:
         thought: ``[B, E]`` the last thought of each, where the last step was a Think; None otherwise.
         rows: The rows still in the batch.
         attended: ``[L, B, H, S]`` what the agent whose turn it is attended to, where its hand-over wants to know.
+        fed: Everything that was read, ``[B, T, E]`` each, where longrope may want it once more; None where it cannot.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Rollout:
         self.batch = batch or len(self.rows)
         self._doing: Progress | None = None
         self.watches_end = watches_end
-        self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
+        self.fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
         self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
@@ -173,9 +174,10 @@ class Rollout:
             case Write() as step:
                 passes = self.write(number, step, last)
             case Handover() as step:
-                self._handed, passes = handover.hand_over(self, number)
+                with self.model.lock:  # filters are code of strangers, and one object serves all threads
+                    self._handed, passes = handover.hand_over(self, number)
                 if not step.passes_everything:
-                    self._fed = None  # what is left could not be computed once more without what was dropped
+                    self.fed = None  # what is left could not be computed once more without what was dropped
             case Join():
                 passes = self.join(number)
             case Recall():
@@ -236,7 +238,13 @@ class Rollout:
             ids[row, width - len(own) :] = torch.tensor(own)
             valid[row, width - len(own) :] = True
         device = self.model.device
-        return self.model.causal.get_input_embeddings()(ids.to(device)), valid.to(device)
+        return self._embedded(ids.to(device)), valid.to(device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of tokens."""
+        with self.model.lock:
+            embeddings: Tensor = self.model.causal.get_input_embeddings()(ids)
+        return embeddings
 
     def think(self, number: int, step: Think) -> int:
         """Feed the aligned hidden state back, `steps` times. A row whose thought is not finite leaves."""
@@ -418,7 +426,7 @@ class Rollout:
         """Put written tokens into memory; rows that have ended get a pad and keep their hidden state."""
         before = self.hidden
         real = torch.tensor(goes_on, device=self.model.device)[:, None]
-        embeddings = self.model.causal.get_input_embeddings()(tokens)[:, None]
+        embeddings = self._embedded(tokens)[:, None]
         after = self._take_turn(number, embeddings, real, SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
@@ -437,10 +445,10 @@ class Rollout:
 
         So does `generate` of the models that have them. Thoughts stay the vectors they were.
         """
-        assert self._fed is not None
+        assert self.fed is not None
         assert self.hidden is not None
         chosen = torch.tensor(crossing, dtype=torch.long, device=self.memory.device)
-        embeddings, valid = torch.cat(self._fed, dim=1)[chosen], self.memory.valid[chosen]
+        embeddings, valid = torch.cat(self.fed, dim=1)[chosen], self.memory.valid[chosen]
         anew = LatentMemory(len(crossing), self.memory.layers, self.memory.device, self.memory.slots)
         rows, memory = self.rows, self.memory
         self.rows, self.memory = [rows[index] for index in crossing], anew
@@ -468,7 +476,7 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        with watching(model, watch) if watch else nullcontext(), self._row_lengths():
+        with model.lock, watching(model, watch) if watch else nullcontext(), self._row_lengths():
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),
@@ -478,6 +486,13 @@ class Rollout:
             )
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
+
+    def forget_newest(self, count: int) -> None:
+        """Take back the newest `count` tokens of one row alone; a Read has to follow."""
+        self.memory.forget_newest(torch.ones(1, count, dtype=torch.bool, device=self.memory.device))
+        if self.fed is not None:
+            whole = torch.cat(self.fed, dim=1)
+            self.fed = [whole[:, : whole.shape[1] - count]]
 
     def _row_lengths(self) -> AbstractContextManager[None]:
         """Return the context in which longrope takes its factors by row; one that does nothing for other models."""
@@ -501,8 +516,8 @@ class Rollout:
         watched = self.watches_end if ends_here else handover.wants_sender(ahead)
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
-        if self._fed is not None:
-            self._fed.append(embeddings)
+        if self.fed is not None:
+            self.fed.append(embeddings)
         if watch is not None:
             seen, _ = watch.attention(self.model)  # [L, B, H, S]
             if self.attended is not None:
@@ -534,9 +549,9 @@ class Rollout:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
         if self.thought is not None:
             self.thought = self.thought[torch.tensor(staying, dtype=torch.long, device=self.thought.device)]
-        if self._fed is not None:
+        if self.fed is not None:
             kept = torch.tensor(staying, dtype=torch.long, device=self.model.device)
-            self._fed = [embeddings[kept] for embeddings in self._fed]
+            self.fed = [embeddings[kept] for embeddings in self.fed]
         if self.attended is not None:
             self.attended = self.attended[:, torch.tensor(staying, dtype=torch.long, device=self.attended.device)]
         self.rows = [self.rows[index] for index in staying]

@@ -16,15 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import count
+from threading import RLock
 from typing import Final, final
 
+from latentmas.backends.given import seeds_for
+from latentmas.backends.one_at_a_time import one_at_a_time
 from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import TRANSFORMERS_CAN, Passage, refuse, thinks, unfit
 from latentmas.errors import (
     CapabilityError,
     EngineError,
     LatentMASError,
-    ProgramError,
     SampleError,
 )
 from latentmas.program import Program
@@ -100,6 +102,7 @@ class VLLMBackend:
         self._begun = 0
         self._tokens = 0
         self._said = -math.inf
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:
@@ -118,6 +121,7 @@ class VLLMBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that does not fit the engine comes back from `collect` as an error.
 
@@ -136,6 +140,7 @@ class VLLMBackend:
         self._queue.append(_Work(job=job, passage=passage, began=self._share))
         self._begun += 1
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Return finished jobs, in the order in which they finished.
 
@@ -154,14 +159,18 @@ class VLLMBackend:
         done, self._done = self._done, []
         return done
 
+    @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job, also one that the engine is at work on."""
+        self._forget([key])
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
         Other jobs in flight go on meanwhile and come back from `collect`.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         own = [f"run\x1f{number}" for number in range(len(programs))]
         done: dict[str, Completion] = {}
         others: list[Outcome] = []
@@ -200,6 +209,7 @@ class VLLMBackend:
             **self._notes,
         }
 
+    @one_at_a_time
     def close(self) -> None:
         """End the engine. Jobs in flight are lost."""
         engine, self._engine = self._engine, None
