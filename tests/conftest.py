@@ -7,7 +7,7 @@ import os
 # Before torch is imported anywhere: two threads make operations of this size many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
     "mistral": ("Mistral", {"head_dim": 16, "sliding_window": 12}),
     "gemma": ("Gemma", {"head_dim": 16}),
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_slow_machine_gets_no_word_of_patience() -> Iterator[None]:
+    """Tests count the lines of an error; how busy the machine is does not add one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentmas.cli._terminal.SECONDS_BEFORE_WORD", 600.0)
+        yield
 
 
 class Tiny:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Unit,
         Write,
     )
+    from latentmas.samples import Message
 
 _HOMES = {
     "Agent": "agents",
@@ -43,6 +44,7 @@ _HOMES = {
     "KeepSpec": "program",
     "LatentMASError": "errors",
     "LatentMemory": "memory",
+    "Message": "samples",
     "Positions": "program",
     "Program": "program",
     "Protect": "program",
@@ -70,6 +72,7 @@ __all__ = [
     "KeepSpec",
     "LatentMASError",
     "LatentMemory",
+    "Message",
     "Positions",
     "Program",
     "Protect",

@@ -6,7 +6,7 @@ agents are told: that is a prompt set, unless an agent brings a prompt of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -16,7 +16,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from latentmas.errors import ConfigError
+from latentmas.errors import ConfigError, shown
 from latentmas.yaml_files import field_of, kind_of, line_of, prompt_fault, read_text, read_yaml, sentence
 
 CHAIN_ROLES: Final = ("planner", "critic", "refiner", "judger")
@@ -40,6 +40,19 @@ class Agent:
     text_prompt: str | None = None
     latent_prompt: str | None = None
     latent_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "role"):
+            if not isinstance(given := getattr(self, name), str) or not given:
+                raise ConfigError(f"the {name} of an agent is {shown(given)}; expected a text")
+        for name in ("text_prompt", "latent_prompt"):
+            if not isinstance(given := getattr(self, name), str | None):
+                raise ConfigError(f"{name} of agent {self.name!r} is {shown(given)}; expected a text, or None")
+        steps = self.latent_steps
+        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
+            raise ConfigError(
+                f"latent_steps of agent {self.name!r} is {shown(steps)}; expected a whole number from 0 on"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +124,28 @@ class AgentGraph:
 
 def chain(agents: Sequence[Agent] | None = None) -> AgentGraph:
     """Return a team in which everyone hears the one before; without `agents` the four of the paper."""
-    if agents is None:
-        agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
+    agents = _members(agents)
     names = [agent.name for agent in agents]
     return AgentGraph(tuple(agents), frozenset(pairwise(names)))
 
 
 def parallel(agents: Sequence[Agent] | None = None) -> AgentGraph:
     """Return a team of independent experts whom the last one hears; without `agents` the four of the paper."""
-    if agents is None:
-        agents = [Agent(name=role, role=role) for role in CHAIN_ROLES]
+    agents = _members(agents)
     names = [agent.name for agent in agents]
     return AgentGraph(tuple(agents), frozenset((expert, names[-1]) for expert in names[:-1]))
+
+
+def _members(agents: Sequence[Agent] | None) -> list[Agent]:
+    """Return the agents of a team; the four of the paper where none are given."""
+    if agents is None:
+        return [Agent(name=role, role=role) for role in CHAIN_ROLES]
+    if isinstance(agents, str) or not isinstance(agents, Iterable):
+        raise ConfigError(f"a team was made of {shown(agents)}; expected a list of Agent(name=..., role=...)")
+    members = list(agents)
+    if strangers := [member for member in members if not isinstance(member, Agent)]:
+        raise ConfigError(f"a team was made with {shown(strangers[0])}; expected Agent(name=..., role=...)")
+    return members
 
 
 class _Prompts(BaseModel):

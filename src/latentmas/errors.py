@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_LONGEST_SHOWN: Final = 60
 
 
 class LatentMASError(Exception):
@@ -99,3 +101,10 @@ class RunFolderError(StoreError):
     """The folder cannot be used for this run: it holds another one, is damaged, locked or out of reach."""
 
     exit_code: ClassVar[int] = 2
+
+
+def shown(value: object) -> str:
+    """Return what was given for the sentence of an error: the value where it is short and plain, and its type."""
+    kind = type(value).__name__
+    plain = value is None or isinstance(value, str | bytes | int | float | list | tuple | dict)
+    return f"{text} ({kind})" if plain and len(text := repr(value)) <= _LONGEST_SHOWN else f"something of type {kind}"

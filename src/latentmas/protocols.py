@@ -6,14 +6,14 @@ Nothing here does anything. An implementation is a final class in a file of its 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from latentmas.errors import ProgramError, SampleError
 from latentmas.program import Count, Program
-from latentmas.samples import Answer, AnswerKind, FinishReason, Sample, Score
+from latentmas.samples import Answer, AnswerKind, FinishReason, Message, Sample, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +33,6 @@ class Capability(StrEnum):
     CAPTURE = "capture"
     """Giving similarities and embeddings to an artifact sink."""
     TEMPERATURE = "temperature"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +264,54 @@ class AgentVectors:
     hidden: Tensor
 
 
+class Phase(StrEnum):
+    """What a backend is busy with, in words for people."""
+
+    LOADING = "loading model"
+    CHECKING = "checking model"
+    ALIGNING = "preparing alignment"
+    READING = "reading"
+    THINKING = "thinking"
+    HANDING_OVER = "handing over"
+    JOINING = "joining memories"
+    WRITING = "writing"
+    ANSWERING = "answering"
+    """Programs as a whole: this backend does not see where in them it is."""
+
+
+PREPARING: Final = frozenset({Phase.LOADING, Phase.CHECKING, Phase.ALIGNING})
+"""Phases before any program; they can come again when an engine died, or before a hand-over of a new kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a backend is at this moment.
+
+    Attributes:
+        agents: Whose turn it is; several where branches, or samples at different agents, share a batch. Each once.
+        step: Thought that is being made, or tokens of the longest text so far; counts from 1, 0 is nothing yet.
+        steps: Thoughts of this turn, or tokens a text may have; 0 where a phase has no steps.
+        rows: Rows that began the step; while ANSWERING programs that were begun so far.
+        going: Those of them that have not ended.
+        tokens: Written so far in this step, by all rows; while ANSWERING by all programs so far.
+        batch: Programs that run together and end together; 0 where each ends for itself.
+    """
+
+    phase: Phase
+    agents: tuple[str, ...] = ()
+    step: int = 0
+    steps: int = 0
+    rows: int = 0
+    going: int = 0
+    tokens: int = 0
+    batch: int = 0
+
+
+Report = Callable[[Progress], None]
+"""Is told what a backend does, at every thought and token, by the thread that works. It returns at once, does not
+raise, and decides itself how often anybody sees it."""
+
+
 class ArtifactSink(Protocol):
     """Takes tensors when they are produced, so that no completion carries any."""
 
@@ -320,6 +360,15 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back processes and devices. Jobs in flight are lost; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class Aborts(Protocol):
+    """A backend that can take a job back, which then has no outcome."""
+
+    def abort(self, key: str) -> None:
+        """Take back a job that has not ended; where there is none of this key, nothing happens."""
         ...
 
 

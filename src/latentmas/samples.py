@@ -43,6 +43,14 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One question.
@@ -55,6 +63,9 @@ class Sample:
         labels: Of the options, in their order, such as ``A``; empty for what is no choice.
         options: Their texts, as many as labels.
         entry_point: Name of the function that code must define; None for what is no code.
+        before: Turns of a dialogue that come before the question, for every agent; a system message is the first, and
+            stands in place of the prompt set's.
+        verbatim: One agent alone reads the dialogue as it stands, without a prompt around the question.
     """
 
     id: str
@@ -64,6 +75,8 @@ class Sample:
     labels: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     entry_point: str | None = None
+    before: tuple[Message, ...] = ()
+    verbatim: bool = False
 
     def question_for(self, agent: str) -> str:
         """Return the question as `agent` sees it."""

@@ -112,6 +112,17 @@ def test_a_session_does_not_read_over_the_switch(tiny, model):
     assert session.memory.slots == 50
 
 
+def test_messages_in_a_row_are_one_chat_below_the_switch_and_refused_over_it(tiny, model):
+    backend = tiny.open(replace(model, stop_tokens=frozenset()))
+    session = Session(backend).read("a", "One.").read("a", "Two.")
+    assert sum(len(part[0]) for part in session._rollout.fed) == session.memory.slots < SWITCH
+    with pytest.raises(ContextLimitError, match="Run all of it as one Program"):
+        session.read("a", "Three, and much more than fits below the switch.")
+    text = session.write("a", 20)
+    [completion] = backend.run([session.program])
+    assert completion.text == text
+
+
 def test_keys_cannot_be_moved(model):
     assert model.ropes is None
     assert "depend on length" in model.unmovable

@@ -153,6 +153,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("task", ["aime2024", "arc_easy", "gpqa", "humanevalplus", "mbppplus", "medqa", "winogrande"])
+def test_a_file_in_other_columns_than_those_of_a_task_is_told_both_ways_out(task, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    line = f"run --method baseline --model_name scripted --task {task} --dataset own.csv --output_dir never"
+    assert main([*line.split(), "--code_exec", "off"]) == 2
+    [last] = capsys.readouterr().err.splitlines()
+    assert f"rename its columns to those of {task}" in last
+    assert "--task FILE.yaml" in last
+    assert "1 + 1?" not in last, "the makers of some data sets ask not to show them"
+
+
 def test_there_are_at_least_forty_mistakes():
     assert len({line for line, _, _ in MISTAKES}) == len(MISTAKES) >= 40
 

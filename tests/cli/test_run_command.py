@@ -29,7 +29,7 @@ from latentmas.experiment.resolved import Meaning
 from latentmas.experiment.stats import Summary
 from latentmas.experiment.store import read_records
 from latentmas.program import Budget, Program, Protect, Read, Unit, Write
-from latentmas.protocols import Capability, Completion
+from latentmas.protocols import Capability, Completion, Report
 from latentmas.samples import Answer, FinishReason, Record, Sample, Score, Verdict
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,8 +107,8 @@ class ScriptedPlan:
             raise NumericalError("a thought is NaN")
         return "right"
 
-    def open(self) -> Opened:
-        return Opened(backend=ScriptedBackend(reply=self.reply, capacity=2), method=Echo())
+    def open(self, report: Report) -> Opened:
+        return Opened(backend=ScriptedBackend(reply=self.reply, capacity=2, report=report), method=Echo())
 
 
 def config_for(folder: Path, **options: object) -> RunConfig:
@@ -277,7 +277,8 @@ def test_a_run_goes_on_where_its_records_end(tmp_path, capsys):
 def test_progress_without_a_terminal_is_a_line_with_rate_and_accuracy(tmp_path, capsys):
     run_plan(ScriptedPlan(config_for(tmp_path / "run")))
     err = capsys.readouterr().err
-    assert re.search(r"^6/6 done, 66\.7 % correct, .*, 0 s left$", err, re.MULTILINE)
+    assert re.search(r"^6 of 6 answered, 66\.7 % correct, [\d.]+ (s each|per second)$", err, re.MULTILINE)
+    assert " left" not in err
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from latentmas.errors import CapabilityError, ContextLimitError
+from latentmas.experiment.shared import SharedBackend
 from latentmas.program import (
     Handover,
     Join,
@@ -24,7 +27,7 @@ from latentmas.program import (
     ThoughtSource,
     Write,
 )
-from latentmas.protocols import Backend, Capability, Completion, Job, JobError, Outcome
+from latentmas.protocols import Aborts, Backend, Capability, Completion, Job, JobError, Outcome
 
 if TYPE_CHECKING:
     from latentmas.memory import LatentMemory
@@ -172,6 +175,43 @@ def mixed_work(sampling: Sampling, rows: int = 9) -> list[Job]:
         else chain(prompts(row, agents=3), thoughts=2, sampling=sampling)
         for row in range(rows)
     )
+
+
+def check_threads_do_not_matter(subject: Subject, work: Sequence[Job], threads: int, pieces: int = 8) -> None:
+    """1b: threads that share a backend, and others that run programs on it meanwhile, get what each gets alone."""
+    backend = subject.open(4)
+    alone = outcomes(backend, work)
+    shared = SharedBackend(backend)
+
+    def share(number: int) -> dict[str, Outcome]:
+        with closing(shared.client()) as client:
+            return outcomes(client, work[number % 3 :])
+
+    def run(number: int) -> dict[str, Outcome]:
+        own = work[number % 3 :][:2]
+        done = backend.run([job.program for job in own], [job.seed for job in own])  # type: ignore[attr-defined]
+        return {job.key: replace(each, key=job.key) for job, each in zip(own, done, strict=True)}
+
+    with ThreadPoolExecutor(threads) as pool:
+        together = pool.map(lambda number: (run if number % 4 == 3 else share)(number), range(pieces))
+        for found in together:
+            promise(found == {key: alone[key] for key in found}, "what a thread gets is what it gets alone")
+
+
+def check_what_is_taken_back_has_no_outcome(subject: Subject, work: Sequence[Job]) -> None:
+    """A job that is aborted never comes back, and the others do not feel it."""
+    backend = subject.open(3)
+    alone = outcomes(backend, work)
+    assert isinstance(backend, Aborts)
+    for job in work:
+        backend.submit(job)
+    backend.abort("nobody's")
+    backend.abort(work[1].key)
+    found: list[Outcome] = []
+    while batch := backend.collect():
+        found += batch
+    expected = {key: outcome for key, outcome in alone.items() if key != work[1].key}
+    promise({outcome.key: outcome for outcome in found} == expected, "all but the aborted one come back")
 
 
 def check_others_do_not_matter(subject: Subject, work: Sequence[Job]) -> None:

@@ -102,6 +102,15 @@ def all_equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 # Law 1: others do not matter
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_share_a_backend_do_not_matter_to_each_other(subject: Subject, threads: int) -> None:
+    laws.check_threads_do_not_matter(subject, laws.mixed_work(WARM, rows=5), threads)
+
+
+def test_a_job_that_is_taken_back_has_no_outcome(subject: Subject) -> None:
+    laws.check_what_is_taken_back_has_no_outcome(subject, laws.mixed_work(GREEDY, rows=5))
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
 def test_neither_batch_nor_order_nor_company_changes_an_outcome(subject: Subject, sampling: Sampling) -> None:
     laws.check_others_do_not_matter(subject, laws.mixed_work(sampling))

@@ -46,6 +46,15 @@ def test_neither_company_nor_order_changes_an_outcome(subject: Subject, sampling
     assert outcomes(subject.open(9), work[::-1]) == together
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_share_an_engine_do_not_matter_to_each_other(subject: Subject, threads: int) -> None:
+    laws.check_threads_do_not_matter(subject, laws.mixed_work(SAMPLED), threads, pieces=40)
+
+
+def test_a_job_that_is_taken_back_has_no_outcome(subject: Subject) -> None:
+    laws.check_what_is_taken_back_has_no_outcome(subject, laws.mixed_work(GREEDY))
+
+
 @pytest.mark.v2
 def test_samples_are_those_of_their_seed(subject: Subject) -> None:
     laws.check_seeds_decide_samples_and_noise(subject)

@@ -67,6 +67,8 @@ TOLD = [
     ("handover", "--handover full", "--method baseline", "one agent alone"),
     ("handover", "--handover last_agent", "--topology parallel", "its own"),
     ("handover_at", "--handover_at every", "", "cuts nothing"),
+    ("handover_at", "--handover_at every", "--topology parallel", "to the agent that answers"),
+    ("soft_temperature", "--soft_temperature 1", "--latent_steps 0", "nobody thinks"),
     ("handover_at", "--handover_at every", "--handover thoughts --topology parallel", "to the agent that answers"),
     ("filter", "--filter recency", "--method text_mas", "no memory"),
     ("keep", "--keep 0.5", "--filter sink_thoughts", "all of them are protected"),

@@ -105,10 +105,6 @@ def test_a_filter_that_fails_in_the_whole_first_batch_is_one_traceback_and_ends_
 def test_the_same_command_goes_on_once_the_filter_is_mended(filters, capsys):
     main(command(filters, "Late"))
     filters.write_text(FILTERS.replace("> 3", "> 3000"))
-    from latentmas.filters import _registry
-
-    _registry.open_filter.cache_clear()  # as in a new process
-    _registry._from_file.cache_clear()
     assert main(command(filters, "Late")) == 0
     assert '"max_samples": 12' in capsys.readouterr().out
 

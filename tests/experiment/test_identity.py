@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from latentmas import Team
 from latentmas.cli import main
+from latentmas.cli._pace import Pace
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.sweep import cells, sweep
 
@@ -127,7 +128,7 @@ def test_all_hand_overs_of_a_sweep_are_measured_on_the_same_day(model, tmp_path)
     first = RunConfig.from_options({**shared, "latent_steps": 1, "date": "2001-02-03", "output_dir": tmp_path / "full"})
     assert main(["run", *words(first)]) == 0
     grid = cells(["recency"], [0.5], ["true"])
-    list(sweep(grid, options={**shared, "latent_steps": 1}, folder=tmp_path, show=lambda n: lambda verdict: None))
+    list(sweep(grid, options={**shared, "latent_steps": 1}, folder=tmp_path, show=lambda n, cell: Pace(total=n)))
     shown = [prompt for cell in grid for prompt in prompts(tmp_path / cell.folder)]
     assert len(shown) == 4 * len(grid)
     assert all(prompt.startswith("Today is 03 Feb 2001.\n") for prompt in shown)

@@ -7,7 +7,7 @@ from threading import Event, Timer
 import pytest
 
 from latentmas.backends.scripted import ScriptedBackend
-from latentmas.errors import EngineError
+from latentmas.errors import EngineError, SampleError
 from latentmas.experiment import runner
 from latentmas.program import Program, Read, Write
 from latentmas.samples import Answer, Sample, Verdict
@@ -81,6 +81,55 @@ def test_a_backend_that_breaks_ends_samples_with_an_error_and_the_run_goes_on(ca
     assert [record.verdict for record in records] == [None, None, *[Verdict.CORRECT] * 3]
     assert records[0].error == "SampleError: RuntimeError: the engine fell over"
     assert "a batch broke" in caplog.text
+
+
+def test_answers_of_a_batch_are_all_counted_before_a_verdict_is_waited_for():
+    happened = []
+    release = Event()
+
+    def slowly(answer, sample):
+        release.wait(0.1)
+        return score(answer, sample)
+
+    def count():
+        happened.append("answer")
+        if happened.count("answer") == 80:
+            release.set()
+
+    samples = [Sample(id=str(i), question=f"{i}: 2 + 3?", target="5") for i in range(80)]
+    with ThreadPoolExecutor(1) as graders:
+        runner.run(
+            samples,
+            method=Opened(""),
+            backend=ScriptedBackend(reply=r"\boxed{5}", capacity=80),
+            scorer=slowly,
+            graders=graders,
+            store=Records([]),
+            seed=1,
+            on_answer=count,
+            on_record=lambda record: happened.append("record"),
+        )
+    assert happened == ["answer"] * 80 + ["record"] * 80
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_sample_is_counted_once_whether_it_has_an_answer_or_an_error(fails):
+    def reply(turn):
+        if fails:
+            raise SampleError("too odd")
+        return "5"
+
+    counted = []
+    samples = [Sample(id=str(i), question=f"{i}: 2 + 3?", target="5") for i in range(5)]
+    runner.run(
+        samples,
+        method=Opened(""),
+        backend=ScriptedBackend(reply=reply, capacity=2),
+        store=Records([]),
+        seed=1,
+        on_answer=lambda: counted.append(1),
+    )
+    assert len(counted) == 5
 
 
 def test_an_engine_that_is_lost_takes_no_answer_along_that_waits_for_its_verdict():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,7 +248,10 @@ def kept_by(found: Filter) -> list[int]:
     return choose(found, spec(Budget(unit=Unit.SLOTS, amount=1)), sight(memory)).flatten().nonzero().flatten().tolist()
 
 
-def test_a_filter_whose_file_changed_is_loaded_anew_in_the_same_process(tmp_path: Path) -> None:
+def test_a_filter_whose_file_changed_is_loaded_anew_in_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = tmp_path / "mine.py"
     file.write_text(OWN.format(sign="+"))
     first, before = source_digest(f"{file}:Mine"), file.stat()

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from latentmas import Message, Team
 from latentmas.backends.hf.load import LoadOptions, load_config, load_model, load_tokenizer
 from latentmas.backends.hf.session import Session
 from latentmas.cli import main
@@ -62,6 +63,30 @@ def test_a_session_says_what_its_program_says_and_its_forks_and_files_go_on_alik
     [completion] = backend.run([session.program])
     assert completion.text == text
     assert session.read("judger", "Why?").write("judger", 6), "what was written is a part of what is read on"
+
+
+TURNS = ("Where is Paris?", "And Berlin? Name its country as well.", "Which of the two is larger?")
+
+
+@pytest.mark.parametrize("system", [None, "You answer in one short sentence."])
+def test_six_turns_of_a_session_and_of_a_team_are_one_chat(real, folder, system):
+    """The replies of the session are given to the team as history, so that both are asked the same."""
+    session = Session(real.backend(), system=system)
+    chat = [] if system is None else [Message("system", system)]
+    team = Team(folder, method="baseline", max_new_tokens=NEW_TOKENS, dtype="float32")
+    for question in TURNS:
+        chat.append(Message("user", question))
+        text = session.read("a", question).write("a", NEW_TOKENS)
+        record = team.ask(chat)
+        expected = team.backend.codec.encode_chat(chat).tokens
+        assert record.agents[0].prompt_ids == expected
+        into_memory: tuple[int, ...] = ()
+        for step, account in zip(session.program, session.accounts, strict=True):
+            into_memory += step.tokens if isinstance(step, Read) else account.written
+        assert into_memory == expected + session.accounts[-1].written
+        assert record.text == text, "memory of the turns before does what reading them again does"
+        chat.append(Message("assistant", text))
+    assert session.messages("a") == tuple(chat)
 
 
 # Runs

@@ -29,8 +29,19 @@ from latentmas.program import (
     ThoughtSource,
     Write,
 )
-from latentmas.protocols import Capability, Completion, Encoded, Job, JobError, Message, Outcome, StepAccount
-from latentmas.samples import THINK_TAG, FinishReason
+from latentmas.protocols import (
+    Capability,
+    Completion,
+    Encoded,
+    Job,
+    JobError,
+    Outcome,
+    Phase,
+    Progress,
+    Report,
+    StepAccount,
+)
+from latentmas.samples import THINK_TAG, FinishReason, Message
 from latentmas.turns import Turn, add, lay
 
 MODEL_VERSION: Final = "scripted-1"
@@ -104,14 +115,23 @@ class ScriptedBackend:
             that job only. None generates letters from a hash of the memory, as a language model would.
         capacity: Jobs worth keeping in flight.
         context: Positions a program may use; None is without limit.
+        report: Is told of each job of a batch.
     """
 
-    def __init__(self, *, reply: Reply | None = None, capacity: int = 8, context: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reply: Reply | None = None,
+        capacity: int = 8,
+        context: int | None = None,
+        report: Report = lambda progress: None,
+    ) -> None:
         if capacity < 1:
             raise ConfigError(f"capacity is {capacity}; expected at least 1")
         self._reply = reply
         self._capacity = capacity
         self._context = context
+        self._report = report
         self._waiting: deque[Job] = deque()
 
     @property
@@ -162,7 +182,16 @@ class ScriptedBackend:
     def collect(self) -> list[Outcome]:
         """Return the outcomes of the jobs that wait, at most `capacity` of them, in the order they came."""
         jobs = [self._waiting.popleft() for _ in range(min(self._capacity, len(self._waiting)))]
-        return [self._outcome(job) for job in jobs]
+        outcomes: list[Outcome] = []
+        for job in jobs:
+            going = len(jobs) - len(outcomes)
+            self._report(Progress(phase=Phase.ANSWERING, rows=len(jobs), going=going, batch=len(jobs)))
+            outcomes.append(self._outcome(job))
+        return outcomes
+
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._waiting = deque(job for job in self._waiting if job.key != key)
 
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs at once and return their completions in order; jobs in flight are left alone.

@@ -7,19 +7,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
+from typing import Final
 
 from rich.console import Console
 
-from latentmas.samples import Verdict
+from latentmas.cli._pace import Pace, Schedule
 
 SPEAK_THEMSELVES = frozenset({"huggingface_hub", "transformers", "datasets"})
 """Libraries whose loggers bring a handler of their own; showing their records again would double them."""
-PLAIN_SECONDS = 10.0
-"""Time between two progress lines where stderr is no terminal."""
+SECONDS_BEFORE_WORD: Final = 8.0
+SECONDS_BETWEEN_LOOKS: Final = 0.5
 
 
 @contextmanager
@@ -64,75 +64,56 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def progress(
-    console: Console, *, total: int, finished: int, correct: int
-) -> Iterator[Callable[[Verdict | None], None]]:
-    """Show how far the work is; call what it gives with the verdict of each new answer.
+def announced(console: Console, sentence: str) -> Iterator[None]:
+    """Say a sentence if the block takes so long that a person would wonder; a mistake is found sooner than that."""
+    timer = threading.Timer(SECONDS_BEFORE_WORD, console.print, [sentence], {"highlight": False, "soft_wrap": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
-    Args:
-        finished: Samples that earlier sessions finished; they count for the accuracy and not for the rate.
-        correct: How many of those are correct.
+
+@contextmanager
+def progress(console: Console, pace: Pace) -> Iterator[Pace]:
+    """Show how far the work is, from a thread of its own, while `pace` is told.
+
+    A terminal has two lines that change in place. Anything else gets a line now and then, and one at the end.
     """
-    pace = _Pace(total=total, finished=finished, correct=correct)
-    if not console.is_terminal:
-        yield _plain_lines(console, pace)
+    if not console.is_terminal or console.is_dumb_terminal:
+        with _plain_lines(console, pace):
+            yield pace
+        if pace.fresh:
+            _print_plain(console, pace)
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.live import Live
 
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(pace.line(), total=total, completed=finished)
+    from latentmas.cli._shown import Shown
 
-        def show(verdict: Verdict | None) -> None:
-            pace.add(verdict)
-            bar.update(task, completed=pace.finished, description=pace.line())
-
-        yield show
+    # An engine's processes begin while this runs; what they write to is not taken from them.
+    with Live(Shown(pace), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False):
+        yield pace
 
 
-def _plain_lines(console: Console, pace: _Pace) -> Callable[[Verdict | None], None]:
-    last = time.monotonic()
+@contextmanager
+def _plain_lines(console: Console, pace: Pace) -> Iterator[None]:
+    schedule, ended = Schedule(began=time.monotonic()), threading.Event()
 
-    def show(verdict: Verdict | None) -> None:
-        nonlocal last
-        pace.add(verdict)
-        if (now := time.monotonic()) - last >= PLAIN_SECONDS or pace.finished == pace.total:
-            last = now
-            console.print(pace.line(), highlight=False, soft_wrap=True)
+    def speak() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            if schedule.due(time.monotonic()):
+                _print_plain(console, pace)
 
-    return show
-
-
-@dataclass(slots=True, kw_only=True)
-class _Pace:
-    """How many samples are done, how well and how fast."""
-
-    total: int
-    finished: int
-    correct: int
-    fresh: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, verdict: Verdict | None) -> None:
-        self.finished += 1
-        self.fresh += 1
-        self.correct += verdict is Verdict.CORRECT
-
-    def line(self) -> str:
-        """Return for example ``120/300 done, 83.3 % correct, 2.1 s each, 6 min left``."""
-        done = f"{self.finished}/{self.total} done"
-        if self.finished:
-            done += f", {100 * self.correct / self.finished:.1f} % correct"
-        if not self.fresh:
-            return done
-        each = (time.monotonic() - self.started) / self.fresh
-        rate = f"{each:.1f} s each" if each >= 1 else f"{1 / max(each, 1e-6):.1f} per second"
-        return f"{done}, {rate}, {_duration(each * (self.total - self.finished))} left"
+    speaker = threading.Thread(target=speak, name="latentmas-progress", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        speaker.join()
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _print_plain(console: Console, pace: Pace) -> None:
+    line = "; ".join(filter(None, (pace.state(), pace.doing())))
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

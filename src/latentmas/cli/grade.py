@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TextIO, cast
 import typer
 from rich.console import Console
 
+from latentmas.cli._pace import Pace
 from latentmas.cli._terminal import progress, sigterm_interrupts, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
 from latentmas.errors import CapabilityError, ConfigError, StoreError, UnknownNameError
@@ -109,7 +110,7 @@ def command(
             sigterm_interrupts(),
             warnings_shown(console),
             _lines(output) as write,
-            progress(console, total=len(stored.answers), finished=0, correct=0) as show,
+            progress(console, Pace(total=len(stored.answers), past="graded")) as pace,
         ):
             for answer, graded in plan.grade():
                 if (score := graded.score) is None:
@@ -118,7 +119,8 @@ def command(
                 write({"id": answer.id, **_fields(score)})
                 tally.add(answer.task, score)
                 changed[answer.before, score.verdict] += answer.before is not score.verdict
-                show(score.verdict)
+                pace.answered()
+                pace.graded(score.verdict)
     except KeyboardInterrupt:
         say(console, "interrupted; the scores so far are written, and the same command begins anew")
         return INTERRUPTED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.cli._pace import Pace
+from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.cli.run import FAILED, INTERRUPTED, say
 from latentmas.errors import ConfigError
-from latentmas.samples import Verdict
 
 if TYPE_CHECKING:  # --help needs none of it
     from latentmas.experiment import sweep
@@ -71,10 +70,13 @@ def command(
     points: list[sweep.Point] = []
     try:
         with sigterm_interrupts(), warnings_shown(console), ExitStack() as stack:
-            silence_transformers()
+            checking = ExitStack()
+            stack.enter_context(checking).enter_context(announced(console, f"checking {len(grid)} runs"))
 
-            def show(total: int) -> Callable[[Verdict | None], None]:
-                return stack.enter_context(progress(console, total=total, finished=0, correct=0))
+            def show(total: int, cell: int) -> Pace:
+                checking.close()
+                silence_transformers()  # which the checks have imported
+                return stack.enter_context(progress(console, Pace(total=total, run=cell)))
 
             output_dir.mkdir(parents=True, exist_ok=True)
             points += sweep.sweep(grid, options=options, folder=output_dir, show=show)

@@ -9,12 +9,14 @@ import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 
 from latentmas.cli import _options
-from latentmas.cli._terminal import progress, sigterm_interrupts, silence_transformers, warnings_shown
+from latentmas.cli._pace import Pace
+from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.errors import LatentMASError, RunFolderError, RunStoppedError
 from latentmas.experiment.config import RunConfig
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of
     from latentmas.experiment.stats import Summary
     from latentmas.experiment.store import RunFolder
     from latentmas.program import Program
-    from latentmas.protocols import Backend, Method
+    from latentmas.protocols import Backend, Method, Report
     from latentmas.samples import Sample
 
 INTERRUPTED: Final = 130
@@ -65,7 +67,7 @@ class Plan(Protocol):
     def notes(self) -> Mapping[str, str | None]: ...
     def first_program(self) -> Program: ...
     def counts(self) -> str: ...
-    def open(self) -> Experiment: ...
+    def open(self, report: Report) -> Experiment: ...
 
 
 def command(**options: object) -> int:
@@ -106,7 +108,8 @@ def command(**options: object) -> int:
         with sigterm_interrupts(), warnings_shown(console):
             from latentmas.experiment import compose, report
 
-            plan = compose.check(config)
+            with announced(console, "reading options, data and tokenizer"):
+                plan = compose.check(config)
             if plan.config.dry_run:
                 for remark in plan.remarks:
                     say(console, remark)
@@ -152,7 +155,7 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
         meaning=plan.meaning,
         filter_digest=plan.notes.get("filter_digest"),
     )
-    with RunFolder.open(config.folder, identity) as folder:
+    with RunFolder.open(config.folder, identity) as folder, ExitStack() as shown:
         waiting = [sample for sample in plan.samples if sample.id not in folder.done_ids]
         done, total = len(plan.samples) - len(waiting), len(plan.samples)
         state = f"goes on, {done} of {total} done" if folder.resumes else f"new run of {total} samples"
@@ -170,18 +173,17 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
             say(console, "every sample is done; the model was not loaded, so its weights were not compared")
             return _summed_up(folder, config, total, wall_seconds=0.0)
         silence_transformers()
+        pace = shown.enter_context(progress(console, Pace(total=total, finished=done, correct=folder.correct)))
         try:
-            experiment = plan.open()
+            experiment = plan.open(pace.report)
         except LatentMASError:
             folder.withdraw()
             raise
+        pace.agents = tuple(experiment.method.roles)
         started = time.monotonic()
         try:
             folder.begin({**experiment.backend.environment(), **plan.notes})
-            with (
-                executor(plan.grading.workers) as graders,
-                progress(console, total=total, finished=done, correct=folder.correct) as show,
-            ):
+            with executor(plan.grading.workers) as graders:
                 runner.run(
                     waiting,
                     method=experiment.method,
@@ -193,7 +195,8 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
                     save_ids=config.save_ids,
                     withhold=plan.withhold,
                     stops=not any(record.error is None for record in folder.records()),
-                    on_record=lambda record: show(record.verdict),
+                    on_record=lambda record: pace.graded(record.verdict),
+                    on_answer=pace.answered,
                 )
         except LatentMASError as error:
             folder.withdraw()  # what mends it may be another option, or another text of a filter
@@ -207,6 +210,11 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
         finally:
             experiment.backend.close()
         summary = _summed_up(folder, config, total, wall_seconds=time.monotonic() - started)
+    _say_what_is_missing(summary, config, console)
+    return summary
+
+
+def _say_what_is_missing(summary: Summary, config: RunConfig, console: Console) -> None:
     if summary.first_error is not None:
         say(
             console,
@@ -215,7 +223,6 @@ def work(plan: Plan, console: Console, remarks: Sequence[str] = ()) -> Summary:
         )
     if summary.ungraded:
         say(console, f"{summary.ungraded} answers are not graded yet; `latentmas grade {config.folder}` does that")
-    return summary
 
 
 def _stored_too_late(config: RunConfig, folder: RunFolder) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from latentmas.errors import UnknownNameError
 from latentmas.experiment.config import RunConfig
+from latentmas.samples import AnswerKind
 
 
 def command(
@@ -20,6 +22,10 @@ def command(
     ] = None,
     latent_steps: Annotated[int | None, typer.Option("--latent_steps", min=0, help="Thoughts per agent.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt set: sequential or hierarchical.")] = None,
+    topology: Annotated[str | None, typer.Option("--topology", help="Who hears whom: chain or parallel.")] = None,
+    answer_kind: Annotated[
+        str, typer.Option("--answer_kind", help="How the answer is to end: number, choice or code.")
+    ] = "number",
     team: Annotated[Path | None, typer.Option("--team", help="YAML file with a team of your own.")] = None,
     alignment: Annotated[
         str | None, typer.Option("--alignment", help="norm, ridge or soft; holds for the whole server.")
@@ -49,9 +55,12 @@ def command(
 
     check_model_name(model_name)
 
+    if answer_kind not in list(AnswerKind):
+        raise UnknownNameError("answer kind", answer_kind, list(AnswerKind))
     optional: dict[str, object] = {
         "latent_steps": latent_steps,
         "prompt": prompt,
+        "topology": topology,
         "team": team,
         "alignment": alignment,
         "soft_temperature": soft_temperature,
@@ -71,5 +80,5 @@ def command(
     if question is None:
         print(shlex.join(serving.server_command(config, codec)))
     else:
-        print(json.dumps(serving.server_request(config, codec, question)))
+        print(json.dumps(serving.server_request(config, codec, question, AnswerKind(answer_kind))))
     return 0

@@ -35,7 +35,7 @@ from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
 from latentmas.methods.controls import Control
 from latentmas.program import KeepSpec, Positions, Program, Read, Sampling, Storage
 from latentmas.prompts import PromptSet, Use
-from latentmas.protocols import Backend, Capability, Codec, Method, Row, Task
+from latentmas.protocols import Backend, Capability, Codec, Method, Report, Row, Task
 from latentmas.row_files import SUFFIXES, read_rows
 from latentmas.samples import AnswerKind, Sample
 
@@ -164,14 +164,17 @@ class Plan:
                 return name
         return "team file"
 
-    def open(self) -> Experiment:
+    def open(self, report: Report = lambda progress: None) -> Experiment:
         """Load the weights.
+
+        Args:
+            report: Is told what is being done, now and while programs run.
 
         Raises:
             ConfigError: They cannot be loaded.
             CapabilityError: The model cannot be run exactly, or the backend lacks what the method needs.
         """
-        backend = open_backend(self.config, self.codec, self.method.needs)
+        backend = open_backend(self.config, self.codec, self.method.needs, report)
         if missing := self.method.needs - backend.capabilities:
             raise CapabilityError(
                 f"{self.method.name} needs {', '.join(sorted(missing))}, which this backend cannot do"
@@ -412,18 +415,21 @@ def installed_tasks() -> tuple[list[Task], list[str]]:
     return found, sentences
 
 
-def open_backend(config: RunConfig, codec: Codec, needs: Collection[Capability]) -> Backend:
+def open_backend(
+    config: RunConfig, codec: Codec, needs: Collection[Capability], report: Report = lambda progress: None
+) -> Backend:
     """Load the weights and return a backend that is known to run this model exactly.
 
     Args:
         needs: Of the method. The model is tried with it; without thoughts a vLLM engine is a stock one.
+        report: Is told what is being done, now and while programs run.
     """
     if config.model_name == SCRIPTED:
-        return ScriptedBackend(capacity=config.generate_bs)
+        return ScriptedBackend(capacity=config.generate_bs, report=report)
     check_weights(config.model_name)
     if config.use_vllm:
-        return engines.open_vllm(config, codec, thinks=Capability.MEMORY in needs)
-    return models.open_transformers(config, codec, needs)
+        return engines.open_vllm(config, codec, thinks=Capability.MEMORY in needs, report=report)
+    return models.open_transformers(config, codec, needs, report)
 
 
 def default_topology(config: RunConfig, prompt_set: PromptSet) -> Literal["chain", "parallel"]:
@@ -494,11 +500,14 @@ def _local_rows(path: Path, task: Task) -> Sequence[Row]:
         task.sample(found[0], 0)
     except DataError as error:
         # Only where a column is missing: what is in the columns is told row by row.
-        if "has no column" not in str(error) or not task.card.columns or task.card.withheld:
+        if not re.search(r"has (no column|neither the columns)", str(error)):
             raise
+        # Some tasks say themselves which columns they read.
+        told = all(column in str(error) for column in task.card.columns)
+        listed = "" if told else f" ({', '.join(task.card.columns)})"
         raise DataError(
-            f"{error}; {task.name} reads the columns {', '.join(task.card.columns)}: rename them in {named}, or write "
-            f"a task file for columns of your own: --task FILE.yaml ({TASKS_PAGE})"
+            f"{error}; rename its columns to those of {task.name}{listed}, or write a task file for columns of your "
+            f"own: --task FILE.yaml ({TASKS_PAGE})"
         ) from error
     return found
 

@@ -743,9 +743,15 @@ def default_cache_folder() -> Path:
 def calm_vllm() -> None:
     """Keep vLLM's messages out of what a command prints; whoever has set these variables has the last word.
 
-    vLLM reads them when it is imported, and writes to stdout otherwise, where results go.
+    vLLM reads them when it is imported, and writes to stdout otherwise, where results go. Its processes are not forked:
+    one that has threads, as ours has for its progress lines, cannot be copied safely.
     """
-    for name, value in (("VLLM_LOGGING_STREAM", "ext://sys.stderr"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+    calm = {
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    for name, value in calm.items():
         os.environ.setdefault(name, value)
 
 

@@ -156,7 +156,8 @@ def refuse_for_team(config: RunConfig) -> None:
     """
     for name in OF_A_RUN:
         folder_matters = config.show_heatmaps or config.show_heatmaps_singlelayer or config.save_embeddings
-        if config.gives(name) and not (name == "output_dir" and folder_matters):
+        means_something = name == "save_ids" or (name == "output_dir" and folder_matters)
+        if config.gives(name) and not means_something:
             raise ConfigError(f"{name!r} is an option of `latentmas run` and means nothing to a Team; leave it out")
 
 

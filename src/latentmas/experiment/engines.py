@@ -12,7 +12,7 @@ from latentmas.backends.gguf_file import is_gguf
 from latentmas.errors import CapabilityError, ConfigError
 from latentmas.experiment.config import RunConfig, calm_vllm
 from latentmas.experiment.models import SCRIPTED, load_options, open_transformers
-from latentmas.protocols import Backend, Capability, Codec, Method
+from latentmas.protocols import Backend, Capability, Codec, Method, Report
 
 if TYPE_CHECKING:
     from latentmas.backends.vllm.engine import EngineOptions
@@ -25,22 +25,13 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     Raises:
         CapabilityError: It is not installed, or cannot do this; says which backend can.
     """
-    from latentmas.backends.vllm import backend, compatibility
+    from latentmas.backends.vllm import compatibility
 
     if config.model_name == SCRIPTED:
         raise ConfigError(f"{SCRIPTED!r} is a backend without a model; drop --use_vllm")
     _refuse_gguf(config.model_name)
     thinks = Capability.MEMORY in method.needs
-    can = backend.LATENT_CAPABILITIES if thinks else backend.STOCK_CAPABILITIES
-    if missing := method.needs - can:
-        names = {
-            Capability.NOISE: "--control noise",
-            Capability.PARTIAL_HANDOVER: f"--handover {config.handover}",
-            Capability.JOIN: "independent agents (--topology parallel)",
-            Capability.HANDOVER_FILTER: "hand-overs that filter, move or pack memory",
-        }
-        what = ", ".join(sorted(names.get(each, each.value) for each in missing))
-        raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
+    refuse_missing(config, method)
     if thinks and config.repetition_penalty != 1:
         raise CapabilityError(
             f"vLLM would count the prompts of all agents into --repetition_penalty {config.repetition_penalty:g}, and "
@@ -51,6 +42,26 @@ def check_vllm(config: RunConfig, method: Method, codec: Codec) -> None:
     if thinks and config.use_second_HF_model:
         _for_second_model(config)
     vllm_options(config, codec, thinks=thinks)
+
+
+def refuse_missing(config: RunConfig, method: Method) -> None:
+    """Refuse a method that needs what no engine has; needs no vLLM to know.
+
+    Raises:
+        CapabilityError: Names the option, and the backend that can.
+    """
+    from latentmas.backends.vllm import backend
+
+    can = backend.LATENT_CAPABILITIES if Capability.MEMORY in method.needs else backend.STOCK_CAPABILITIES
+    if missing := method.needs - can:
+        names = {
+            Capability.NOISE: "--control noise",
+            Capability.PARTIAL_HANDOVER: f"--handover {config.handover}",
+            Capability.JOIN: "independent agents (--topology parallel)",
+            Capability.HANDOVER_FILTER: "hand-overs that filter, move or pack memory",
+        }
+        what = ", ".join(sorted(names.get(each, each.value) for each in missing))
+        raise CapabilityError(f"the vllm backend cannot do {what}; leave --use_vllm out: the transformers backend can")
 
 
 def vllm_options(config: RunConfig, codec: Codec, *, thinks: bool, with_text: bool = False) -> EngineOptions:
@@ -120,8 +131,11 @@ def _settings(
     )
 
 
-def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
+def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool, report: Report = lambda progress: None) -> Backend:
     """Start an engine and return the backend on it.
+
+    Args:
+        report: Is told what is being done, now and while programs run.
 
     Raises:
         EngineError: It does not start.
@@ -141,7 +155,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
     if options.prompt_embeds:
         from latentmas.backends.vllm.hybrid import THOUGHT, HybridEngine
 
-        thinker = open_transformers(_for_second_model(config), codec, [Capability.MEMORY])
+        thinker = open_transformers(_for_second_model(config), codec, [Capability.MEMORY], report)
         hybrid = {**shared, "model_fingerprint": thinker.model.fingerprint, "thoughts": "transformers"}
         return VLLMBackend(
             lambda: HybridEngine(thinker, VLLMEngine(options)),
@@ -149,6 +163,7 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
             placeholder=THOUGHT,
             model_id=config.model_name,
             environment=lambda facts: hybrid,
+            report=report,
         )
 
     def environment(facts: EngineFacts) -> dict[str, str | None]:
@@ -158,7 +173,9 @@ def open_vllm(config: RunConfig, codec: Codec, *, thinks: bool) -> Backend:
         return VLLMEngine(options)
 
     placeholder = options.latent.placeholder if options.latent else None
-    return VLLMBackend(start, codec, placeholder=placeholder, model_id=config.model_name, environment=environment)
+    return VLLMBackend(
+        start, codec, placeholder=placeholder, model_id=config.model_name, environment=environment, report=report
+    )
 
 
 def _fingerprint(config: RunConfig, checkpoint: Sequence[str]) -> str:

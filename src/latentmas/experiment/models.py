@@ -15,7 +15,8 @@ from latentmas.backends.scripted import ByteCodec
 from latentmas.errors import ConfigError
 from latentmas.experiment.config import RunConfig
 from latentmas.experiment.effects import Situation
-from latentmas.protocols import Capability, Codec, Message
+from latentmas.protocols import Capability, Codec, Phase, Progress, Report
+from latentmas.samples import Message
 
 if TYPE_CHECKING:
     from latentmas.backends.hf.backend import HFBackend
@@ -108,11 +109,17 @@ def _is_tied(config: RunConfig) -> bool:
     return bool(getattr(load_config(load_options(config)).get_text_config(), "tie_word_embeddings", False))
 
 
-def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capability] = ()) -> HFBackend:
+def open_transformers(
+    config: RunConfig,
+    codec: Codec,
+    needs: Collection[Capability] = (),
+    report: Report = lambda progress: None,
+) -> HFBackend:
     """Load the weights and return a backend that is known to run this model exactly.
 
     Args:
         needs: What the method will ask for; the model is tried with it.
+        report: Is told what is being done, now and while programs run.
     """
     from latentmas.alignment import AlignmentKind, build_alignment
     from latentmas.backends.hf.backend import HFBackend
@@ -122,11 +129,14 @@ def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capabil
     from latentmas.experiment.artifacts import open_sink
 
     assert isinstance(codec, ChatCodec)
+    report(Progress(phase=Phase.LOADING))
     model = load_model(load_options(config), codec.tokenizer)
+    report(Progress(phase=Phase.CHECKING))
     model = verified(model, thinks=Capability.MEMORY in needs, joins=Capability.JOIN in needs)
     dtype = str(model.dtype).removeprefix("torch.")
     space = model.space(len(codec.tokenizer))
     ridge = f"ridge-{model.fingerprint}-{space.vocabulary}-{dtype}.safetensors"
+    report(Progress(phase=Phase.ALIGNING))
     alignment = build_alignment(
         AlignmentKind(config.alignment_name),
         space,
@@ -140,6 +150,7 @@ def open_transformers(config: RunConfig, codec: Codec, needs: Collection[Capabil
         batch_size=config.generate_bs,
         model_id=config.model_name,
         sink=open_sink(config, space),
+        report=report,
     )
 
 

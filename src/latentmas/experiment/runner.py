@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
 
-from latentmas.errors import EngineError, LatentMASError, SampleError
+from latentmas.errors import ConfigError, EngineError, LatentMASError, SampleError, shown
 from latentmas.experiment.first_batch import FirstBatch
 from latentmas.experiment.grading import InPlace, result_of
 from latentmas.program import Program, Read
@@ -74,6 +74,7 @@ def run(
     withhold: bool = False,
     stops: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer, grade and store every sample, `backend.capacity` at a time.
 
@@ -85,14 +86,18 @@ def run(
         withhold: Leave questions, options and prompts out of the records.
         stops: End when the whole first batch fails alike, and store none of it; for a run without an answer so far.
         on_record: Called after each record is stored.
+        on_answer: Called when a sample is through, or has come to nothing; grading and storing come later.
 
     Raises:
-        RunStoppedError: It did.
+        ConfigError: Something that was given is of another kind, or two samples have one id; nothing has run then.
+        EngineError: The backend is lost, or has lost jobs. What was answered before is stored.
+        RunStoppedError: The first batch failed alike, and `stops` says so.
     """
-    waiting = deque(samples)
+    waiting = _checked(samples, method, backend, store, seed)
     first = FirstBatch(min(backend.capacity, len(waiting))) if stops and waiting else None
     told = Told()
     active: dict[str, _InFlight] = {}
+    broken: set[str] = set()
     ungraded: deque[tuple[Record, Future[Score] | None]] = deque()
     graders = graders or InPlace()
 
@@ -114,21 +119,50 @@ def run(
                 active[work.sample.id] = work
                 outcomes += work.start(method, backend)
             if not outcomes:
-                outcomes = _collect(backend, active, told)
+                outcomes = _collect(backend, active, broken, told)
             for outcome in outcomes:
                 if outcome.key not in active:
-                    continue  # a late outcome of a sample that already has its record
+                    _check_late(outcome, broken)
+                    continue
                 if (record := active[outcome.key].advance(outcome, method, backend, save_ids)) is not None:
                     del active[outcome.key]
+                    on_answer()
                     for ready in [record] if first is None else first.ready(record):
                         answered = ready.answered() if scorer else None
                         score = graders.submit(scorer, *answered) if scorer and answered else None
                         ungraded.append((_withheld(ready) if withhold else ready, score))
-                    store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
+                    store_graded(leave=len(ungraded))
+            # Nobody waits for a verdict before all answers of a batch are counted.
+            store_graded(leave=min(max(FEWEST_UNGRADED, backend.capacity), MOST_UNGRADED))
     except EngineError:  # an engine that is lost must not take along what was answered
         store_graded(leave=0)
         raise
     store_graded(leave=0)
+
+
+def _checked(
+    samples: Iterable[Sample], method: Method, backend: Backend, store: RecordStore, seed: int
+) -> deque[Sample]:
+    """Return the samples; refuse what would end the run in the middle of it.
+
+    Raises:
+        ConfigError: Says what was given.
+    """
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is {shown(seed)}; expected a whole number")
+    for name, given, verb in (("method", method, "solve"), ("backend", backend, "submit"), ("store", store, "append")):
+        if not callable(getattr(given, verb, None)):
+            raise ConfigError(f"{name} is {shown(given)}, which has no {verb}()")
+    if isinstance(samples, str) or not isinstance(samples, Iterable):
+        raise ConfigError(f"samples are {shown(samples)}; expected a list of Sample(id=..., question=..., target=...)")
+    checked: dict[str, Sample] = {}
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise ConfigError(f"a sample is {shown(sample)}; expected Sample(id=..., question=..., target=...)")
+        if sample.id in checked:
+            raise ConfigError(f"two samples have the id {sample.id!r}; the record of one would be lost")
+        checked[sample.id] = sample
+    return deque(checked.values())
 
 
 def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
@@ -137,17 +171,45 @@ def job_seed(run_seed: int, sample_id: str, program_number: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") >> 1
 
 
-def _collect(backend: Backend, active: Mapping[str, _InFlight], told: Told) -> list[Outcome]:
-    """Collect; a batch that broke ends the samples in flight with an error, and the run goes on."""
+def _collect(backend: Backend, active: Mapping[str, _InFlight], broken: set[str], told: Told) -> list[Outcome]:
+    """Collect; a batch that broke ends the samples in flight with an error, and the run goes on.
+
+    Args:
+        broken: Samples that ended so; those in flight are added.
+        told: What has been shown.
+
+    Raises:
+        EngineError: The backend has nothing although samples are in flight.
+    """
     try:
-        return backend.collect()
+        outcomes = backend.collect()
     except LatentMASError:
         raise
     except Exception as error:  # broad: what breaks a backend as a whole must not lose the run
         if told.first(error):
             logger.exception("a batch broke; its %d samples end with an error", len(active))
-        broken = SampleError(f"{type(error).__name__}: {error}")
-        return [JobError(key=key, error=broken) for key in active]
+        failed = SampleError(f"{type(error).__name__}: {error}")
+        broken.update(active)
+        return [JobError(key=key, error=failed) for key in active]
+    if not outcomes:
+        raise EngineError(
+            f"the backend has lost {len(active)} job{'s' * (len(active) != 1)}: it has nothing left to return; "
+            "a backend that several threads use needs a SharedBackend, with a client for each"
+        )
+    return outcomes
+
+
+def _check_late(outcome: Outcome, broken: Collection[str]) -> None:
+    """Refuse the outcome of a job that is not in flight, unless its sample has ended already, in a batch that broke.
+
+    Raises:
+        EngineError: It is somebody else's, who waits for it.
+    """
+    if outcome.key not in broken:
+        raise EngineError(
+            f"the backend returned an outcome of job {outcome.key!r}, which is not in flight here; a backend that "
+            "several threads use needs a SharedBackend, with a client for each"
+        )
 
 
 @dataclass(slots=True)

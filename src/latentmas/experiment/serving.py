@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-from latentmas import agents, prompts
+from latentmas import prompts
 from latentmas.experiment import compose
 from latentmas.experiment.config import RunConfig
-from latentmas.experiment.engines import vllm_options
+from latentmas.experiment.engines import refuse_missing, vllm_options
 from latentmas.protocols import Codec
 from latentmas.samples import AnswerKind, Sample
 
@@ -31,11 +31,15 @@ def server_command(config: RunConfig, codec: Codec) -> list[str]:
     return words
 
 
-def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, object]:
+def server_request(config: RunConfig, codec: Codec, question: str, kind: AnswerKind) -> dict[str, object]:
     """Return the body of a request to ``/v1/completions`` that is a whole team on one question.
+
+    Args:
+        kind: How the last agent is told to end.
 
     Raises:
         SampleError: The question holds the placeholder.
+        CapabilityError: No request can be this team, because it has independent agents.
     """
     from latentmas.backends.hf.chat import ChatCodec
     from latentmas.backends.vllm.requests import Passage, unfit
@@ -44,9 +48,10 @@ def server_request(config: RunConfig, codec: Codec, question: str) -> dict[str, 
     options = vllm_options(config, codec, thinks=True, with_text=True)
     assert options.latent is not None
     placeholder = options.latent.placeholder
-    graph = agents.load_team(config.team) if config.team else agents.chain()
     prompt_set = prompts.load_prompts(config.prompt)
-    method = compose.build_method(config, graph, prompt_set, codec, kind=AnswerKind.NUMBER)
+    config = config.with_topology(compose.default_topology(config, prompt_set))
+    method = compose.build_method(config, compose.graph_of(config), prompt_set, codec, kind=kind)
+    refuse_missing(config, method)
     program = next(method.solve(Sample(id="question", question=question, target="")))
     error = unfit(program, context=sys.maxsize, vocabulary=sys.maxsize, placeholder=placeholder)
     if error is not None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from latentmas.errors import ConfigError
 from latentmas.experiment import compose, effects, runner
@@ -20,12 +20,26 @@ from latentmas.experiment.config import RunConfig
 from latentmas.experiment.manifest import RunIdentity, stored_date
 from latentmas.experiment.stats import wilson
 from latentmas.experiment.store import RunFolder
-from latentmas.protocols import Backend
+from latentmas.protocols import Backend, Progress
 from latentmas.samples import Record, Verdict
 
 logger = logging.getLogger(__name__)
 
 FULL: Final = "full"
+
+
+class Witness(Protocol):
+    """Is told how a sweep goes."""
+
+    agents: Sequence[str]
+
+    def stored_before(self, verdict: Verdict | None) -> None:
+        """Count a sample that an earlier session finished."""
+        ...
+
+    def report(self, progress: Progress) -> None: ...
+    def answered(self) -> None: ...
+    def graded(self, verdict: Verdict | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +133,13 @@ def sweep(
     *,
     options: Mapping[str, object],
     folder: Path,
-    show: Callable[[int], Callable[[Verdict | None], None]],
+    show: Callable[[int, int], Witness],
 ) -> Iterator[Point]:
     """Run every cell and yield what came of it.
 
     Args:
         options: Of every run: model, task, samples, thoughts.
-        show: Given the number of samples in all, returns what is told the verdict of each.
+        show: Given the number of samples in all and in each cell, returns whom to tell how it goes.
 
     Raises:
         LatentMASError: A cell cannot be run; all of them are checked before weights are loaded.
@@ -140,7 +154,7 @@ def sweep(
         plans.append(compose.check(config, begun=begun))
     if not plans[0].situation.has_template:
         logger.warning("%s", effects.NO_TEMPLATE)
-    tell = show(sum(len(plan.samples) for plan in plans))
+    witness = show(sum(len(plan.samples) for plan in plans), len(plans[0].samples))
     backend: Backend | None = None
     try:
         for cell, plan in zip(grid, plans, strict=True):
@@ -156,10 +170,11 @@ def sweep(
             )
             with RunFolder.open(plan.config.folder, identity) as store:
                 for record in store.records():
-                    tell(record.verdict)
+                    witness.stored_before(record.verdict)
                 waiting = [sample for sample in plan.samples if sample.id not in store.done_ids]
                 if waiting:
-                    backend = backend or plan.open().backend
+                    backend = backend or plan.open(witness.report).backend
+                    witness.agents = tuple(plan.method.roles)
                     store.begin({**backend.environment(), **plan.notes})
                     runner.run(
                         waiting,
@@ -169,7 +184,8 @@ def sweep(
                         seed=plan.config.seed,
                         scorer=plan.grading.scorer,
                         withhold=plan.withhold,
-                        on_record=lambda record: tell(record.verdict),
+                        on_record=lambda record: witness.graded(record.verdict),
+                        on_answer=witness.answered,
                     )
                 records = list(store.records())
             yield _point(cell, records)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from latentmas import prompts
 from latentmas.agents import AgentGraph
-from latentmas.errors import ConfigError, SampleError
+from latentmas.errors import ConfigError, SampleError, UnknownNameError, shown
 from latentmas.experiment import compose, effects, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.questions import Asked, sample_of, samples_of
+from latentmas.experiment.shared import SharedBackend
 from latentmas.protocols import Codec
 from latentmas.samples import AnswerKind, Record, Sample
 
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 @final
 class Team:
     """Agents that share one model and answer questions.
+
+    Any number of threads may ask at once: their questions fill the same batches, and each answer is what the question
+    alone would get.
 
     Args:
         model_name: Hub id, local folder, ``.gguf`` file, or ``tiny`` for the embedded model.
@@ -47,7 +52,7 @@ class Team:
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | os.PathLike[str],
         *,
         method: str = "latent_mas",
         graph: AgentGraph | None = None,
@@ -59,20 +64,29 @@ class Team:
         device: str = "auto",
         dtype: str = "auto",
         generate_bs: int | None = None,
-        answer_kind: AnswerKind = AnswerKind.NUMBER,
+        answer_kind: AnswerKind | str = AnswerKind.NUMBER,
         use_vllm: bool = False,
         enable_prefix_caching: bool = False,
         tensor_parallel_size: int = 1,
         vllm_options: Mapping[str, object] | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
+        if not isinstance(model_name, str | os.PathLike):
+            raise ConfigError(f"model_name is {shown(model_name)}; expected a hub id, a folder or file, or 'tiny'")
+        if graph is not None and not isinstance(graph, AgentGraph):
+            raise ConfigError(
+                f"graph is {shown(graph)}; expected an AgentGraph: chain([...]), parallel([...]) or load_team(path)"
+            )
+        for name, mapping in (("options", options), ("vllm_options", vllm_options)):
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise ConfigError(f"{name} is {shown(mapping)}; expected a mapping of names to values")
         optional = {
             "prompt": prompt,
             "latent_steps": latent_steps,
             "generate_bs": generate_bs,
             "temperature": temperature,
             "use_vllm": use_vllm or None,
-            "vllm_options": None if vllm_options is None else json.dumps(dict(vllm_options)),
+            "vllm_options": None if vllm_options is None else _json(vllm_options),
             # What stands at the default of a run was not asked for.
             "enable_prefix_caching": enable_prefix_caching or None,
             "tensor_parallel_size": None if tensor_parallel_size == 1 else tensor_parallel_size,
@@ -81,7 +95,7 @@ class Team:
             "dtype": None if dtype == "auto" else dtype,
         }
         given: dict[str, object] = {
-            "model_name": model_name,
+            "model_name": os.fspath(model_name),
             "method": method,
             "max_new_tokens": max_new_tokens,
             **{name: value for name, value in optional.items() if value is not None},
@@ -96,7 +110,8 @@ class Team:
         effects.refuse_for_team(config)
         if graph is not None and (wired := [name for name in ("team", "topology") if config.gives(name)]):
             raise ConfigError(f"graph says who hears whom, and so does the option {wired[0]!r}; give one")
-        config = config.with_defaults({}, models.model_defaults(model_name))
+        kind = _answer_kind(answer_kind)
+        config = config.with_defaults({}, models.model_defaults(config.model_name))
         prompt_set = prompts.load_prompts(config.prompt)
         self.config = config.with_topology(compose.default_topology(config, prompt_set))
         self.graph = graph or compose.graph_of(self.config)
@@ -104,7 +119,9 @@ class Team:
         self.config = self.config.with_sampling({"temperature": 0.0, **recommended})
         codec = models.open_codec(self.config)
         task = self.config.task if "task" in self.config.model_fields_set else None
-        self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=answer_kind, task=task)
+        if task is not None and task not in (known := {*compose.task_names(), *prompt_set.tasks}):
+            raise UnknownNameError("task", task, known)
+        self.method = compose.build_method(self.config, self.graph, prompt_set, codec, kind=kind, task=task)
         if self.config.use_vllm:
             engines.check_vllm(self.config, self.method, codec)
         handovers.check(self.config, self.method.needs)
@@ -112,6 +129,8 @@ class Team:
         if graph is not None and self.method.name == "baseline":
             logger.warning("graph has no effect: baseline is one agent alone")
         self.backend = compose.open_backend(self.config, codec, self.method.needs)
+        self._shared = SharedBackend(self.backend)
+        self._save_ids = self.config.save_ids or "save_ids" not in self.config.model_fields_set
 
     def _say_what_has_no_effect(self, codec: Codec) -> None:
         example = Sample(id="example", question="How many?", target="")
@@ -125,33 +144,85 @@ class Team:
             logger.warning("%s", remark)
 
     def close(self) -> None:
-        """End the engine, where there is one. The team answers no questions after that."""
-        self.backend.close()
+        """End the engine, where there is one. The team answers no questions after that.
 
-    def ask(self, question: str) -> Record:
+        Threads that wait for answers get an `EngineError`.
+        """
+        self._shared.close()
+
+    def ask(self, question: Asked, *, system: str | None = None) -> Record:
         """Return everything about one question: ``text`` is the answer, ``agents`` what each did.
 
+        Args:
+            question: A text, which is put into the agents' prompts; or a dialogue, a list of messages that ends with
+                the user's, which is the question. `baseline` reads a dialogue as it stands: its prompt is the chat. In
+                a team every agent reads the turns before, then its own prompt with the question. What the chat template
+                leaves out of earlier replies, such as their thinking, nobody reads.
+            system: System message of every agent, in place of the prompt set's.
+
         Raises:
+            DataError: It is no question; says why.
+            ConfigError: The chat template refuses the dialogue.
             SampleError: The question cannot be answered, for example because it is too long.
+            EngineError: The team was closed, or its backend is lost.
         """
-        [record] = self.ask_all([question])
+        sample = sample_of(question, system)
+        [record] = self._answer([replace(sample, id=f"{sample.id}-0")])
         if record.error is not None:
             raise SampleError(record.error)
         return record
 
-    def ask_all(self, questions: Sequence[str]) -> list[Record]:
-        """Return one record per question, in order; a question that failed has an ``error`` in its record."""
-        # The question names its sample, so that what is sampled does not depend on what else is asked.
-        seen: Counter[str] = Counter()
-        samples = []
-        for question in questions:
-            name = hashlib.sha256(question.encode()).hexdigest()[:16]
-            samples.append(Sample(id=f"{name}-{seen[name]}", question=question, target=""))
-            seen[name] += 1
+    def ask_all(self, questions: Iterable[Asked], *, system: str | None = None) -> list[Record]:
+        """Return one record per question, in order; a question that failed has an ``error`` in its record.
+
+        Args:
+            questions: Each as `ask` takes it.
+            system: As of `ask`, for all.
+
+        Raises:
+            DataError: Something is no question; nothing was asked then.
+            ConfigError: The chat template refuses a dialogue; nothing was asked then.
+            EngineError: The team was closed, or its backend is lost.
+        """
+        return self._answer(samples_of(questions, system))
+
+    def _answer(self, samples: Sequence[Sample]) -> list[Record]:
+        for number, sample in enumerate(samples, start=1):
+            if sample.before or sample.verbatim:  # chats of strangers; before any of them is worked on
+                try:
+                    next(self.method.solve(sample))
+                except ConfigError as error:
+                    which = f"question {number} of {len(samples)}: " if len(samples) > 1 else ""
+                    raise ConfigError(f"{which}{error}") from error
+        if self._shared.backend is not self.backend:  # somebody has put another one there
+            self._shared = SharedBackend(self.backend)
         kept = _Records()
-        runner.run(samples, method=self.method, backend=self.backend, store=kept, seed=self.config.seed)
+        with closing(self._shared.client()) as backend:
+            runner.run(
+                samples,
+                method=self.method,
+                backend=backend,
+                store=kept,
+                seed=self.config.seed,
+                save_ids=self._save_ids,
+            )
         by_id = {record.id: record for record in kept.records}
         return [by_id[sample.id] for sample in samples]
+
+
+def _answer_kind(given: AnswerKind | str) -> AnswerKind:
+    try:
+        return AnswerKind(given)
+    except ValueError:
+        known = ", ".join(kind.value for kind in AnswerKind)
+        raise ConfigError(f"answer_kind is {given!r}; expected one of {known}") from None
+
+
+def _json(options: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"vllm_options can only hold what JSON can: {error}") from error
 
 
 @dataclass(slots=True)

@@ -31,8 +31,8 @@ from latentmas.program import (
     Write,
 )
 from latentmas.prompts import PromptSet, Use
-from latentmas.protocols import Codec, Message
-from latentmas.samples import AnswerKind, Sample
+from latentmas.protocols import Codec
+from latentmas.samples import AnswerKind, Message, Sample
 
 SINGLE: Final = "single"
 """Name and role of the one agent of `baseline`."""
@@ -128,13 +128,15 @@ class Recipe:
                 old += self.prompts.old_prompt(self.told_as(other), told)
             if "{old_prompts}" not in template:
                 template = "{old_prompts}" + template
-        return self.prompts.messages(
+        chat = self.prompts.messages(
             template,
             question=sample.question_for(agent.name),
             ending=self.prompts.ending(self.kind, self.task) if "{answer_format}" in template else "",
             context=context,
             old_prompts=old,
         )
+        has_system = any(message.role == "system" for message in sample.before)
+        return [*([] if has_system else chat[:-1]), *sample.before, chat[-1]]
 
     def template(self, agent: Agent, use: Use) -> str:
         """Return the agent's own prompt, else that of its role.
@@ -164,6 +166,10 @@ class Recipe:
 
 def single_program(recipe: Recipe, sample: Sample) -> Program:
     """Return one agent alone: Read, Write."""
+    if sample.verbatim:
+        chat = [*sample.before, Message("user", sample.question)]
+        encoded = recipe.codec.encode_chat(chat, think=recipe.think)
+        return Program((Read(agent=SINGLE, tokens=encoded.tokens, text=encoded.text), recipe.write(SINGLE)))
     return Program((recipe.read(_ALONE, Use.SINGLE, sample), recipe.write(SINGLE)))
 
 

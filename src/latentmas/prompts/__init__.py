@@ -28,8 +28,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from latentmas.errors import ConfigError, UnknownNameError
-from latentmas.protocols import Message
-from latentmas.samples import AnswerKind
+from latentmas.samples import AnswerKind, Message
 from latentmas.yaml_files import PLACEHOLDERS, field_of, kind_of, line_of, prompt_fault, read_text, read_yaml, sentence
 
 FILE_SUFFIXES: Final = (".yaml", ".yml")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -225,6 +228,52 @@ def test_the_server_command_and_its_request_agree(capsys):
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
     assert main(["vllm", "--model_name", "tiny", "--question", "What is <|pad|>?"]) == 1
     assert "stands for a thought" in capsys.readouterr().err
+
+
+def test_the_extra_names_only_versions_that_the_docs_say_were_run():
+    from packaging.requirements import Requirement
+
+    repository = Path(__file__).parents[3]
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    [extra] = [Requirement(line) for line in project["optional-dependencies"]["vllm"]]
+    rows = re.findall(r"^\| ([\d., ]+) \| (.+?) \|", (repository / "docs" / "vllm.md").read_text(), re.MULTILINE)
+    told = {version: "not run" not in seen for versions, seen in rows for version in versions.split(", ")}
+    assert sum(told.values()) >= 2
+    assert {version: extra.specifier.contains(version) for version in told} == told
+    [tested] = re.findall(r"^VLLM_TESTED := (\S+)$", (repository / "Makefile").read_text(), re.MULTILINE)
+    assert told[tested]
+
+
+def requested(capsys, *words):
+    """Return what the model reads in a request to a server."""
+    assert main(["vllm", "--model_name", "tiny", "--question", "Which?", "--latent_steps", "1", *words]) == 0
+    body = json.loads(capsys.readouterr().out)
+    return open_codec(RunConfig(method="baseline", model_name="tiny")).decode(body["prompt"])
+
+
+def test_a_request_for_a_server_ends_as_its_answer_kind_says(capsys):
+    number, choice, code = (requested(capsys, "--answer_kind", kind) for kind in ("number", "choice", "code"))
+    assert requested(capsys) == number
+    assert len({number, choice, code}) == 3
+    assert "Write Python" in code
+    assert main(["vllm", "--model_name", "tiny", "--question", "Which?", "--answer_kind", "text"]) == 2
+    assert "no answer kind is called 'text'" in capsys.readouterr().err
+
+
+def test_a_request_for_a_server_has_the_topology_that_was_asked_for(capsys, tmp_path):
+    team = tmp_path / "team.yaml"
+    team.write_text("agents:\n  - {name: a, role: planner}\n  - {name: b, role: critic}\n  - {name: c, role: judger}\n")
+    assert requested(capsys, "--topology", "chain") == requested(capsys)
+    words = ["vllm", "--model_name", "tiny", "--question", "Which?", "--topology", "parallel"]
+    for more in ([], ["--team", str(team)]):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert "independent agents (--topology parallel)" in said
+        assert "the transformers backend can" in said
+    team.write_text("agents:\n  - {name: a, role: planner}\n  - {name: c, role: judger}\n")
+    two = ["--team", str(team)]
+    assert requested(capsys, *two, "--topology", "parallel") == requested(capsys, *two)
+    assert main([*words[:-1], "ring"]) == 2
 
 
 def test_a_server_is_told_to_leave_marks_of_thinking_in_a_text(model_folder, tmp_path, capsys):

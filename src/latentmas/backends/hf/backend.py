@@ -9,19 +9,34 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from threading import RLock
 from typing import Final, final
 
 import torch
 
 from latentmas.alignment import Alignment
+from latentmas.backends.given import seeds_for
 from latentmas.backends.hf import handover
 from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.load import LoadedModel
 from latentmas.backends.hf.rollout import Rollout, Row, positions_ahead, shape
 from latentmas.backends.hf.verify import check_watch, try_handovers
-from latentmas.errors import ConfigError, ContextLimitError, ProgramError, SampleError, StoreError
+from latentmas.backends.one_at_a_time import one_at_a_time
+from latentmas.errors import ConfigError, ContextLimitError, SampleError, StoreError
 from latentmas.program import Program, Write
-from latentmas.protocols import ArtifactSink, Capability, Capture, Codec, Completion, Job, JobError, Outcome
+from latentmas.protocols import (
+    ArtifactSink,
+    Capability,
+    Capture,
+    Codec,
+    Completion,
+    Job,
+    JobError,
+    Outcome,
+    Phase,
+    Progress,
+    Report,
+)
 from latentmas.told import Told
 
 logger = logging.getLogger(__name__)
@@ -33,11 +48,15 @@ CAPABILITIES: Final = frozenset(Capability)
 class HFBackend:
     """Runs programs in batches of one shape. Keeps the laws of DESIGN section 2.
 
+    Several threads may call `run`, beside sessions and one user of `submit` and `collect`, who are more with a
+    `SharedBackend`.
+
     Args:
         alignment: How hidden states become thoughts.
         batch_size: Rows of a batch; halved for good, with a warning, when memory runs out. A Join runs its branches as
             further rows.
         sink: Takes similarities and vectors while programs run.
+        report: Is told what the backend does.
     """
 
     def __init__(
@@ -49,6 +68,7 @@ class HFBackend:
         batch_size: int = 20,
         model_id: str = "",
         sink: ArtifactSink | None = None,
+        report: Report | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
@@ -58,11 +78,13 @@ class HFBackend:
         self._codec = codec
         self._model_id = model_id
         self._sink = sink
+        self._report = report
         self._watches = False
         self._tried: set[tuple[object, ...]] = set()
         self._pending: deque[Job] = deque()
         self._refused: list[Outcome] = []
         self._told = Told()
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:
@@ -80,6 +102,7 @@ class HFBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that is too long for the model's context comes back from `collect` as an error.
 
@@ -88,16 +111,19 @@ class HFBackend:
         """
         handover.check(job.program, self.model)
         if not self._watches and handover.looks_at_attention(job.program):
+            self._say_checking()
             check_watch(self.model)
             self._watches = True
         if (error := self._unfit(job.program)) is not None:
             self._refused.append(JobError(key=job.key, error=error))
             return
         if handover.drops(job.program) and (kind := shape(job.program)) not in self._tried:
+            self._say_checking()
             try_handovers(self.model, self.alignment, job.program)
             self._tried.add(kind)
         self._pending.append(job)
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Run the oldest jobs of one shape as a batch; return their outcomes in the order of submission."""
         outcomes, self._refused = self._refused, []
@@ -113,14 +139,19 @@ class HFBackend:
         self._pending = rest
         return self._run_batch(batch)
 
+    @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job that has not run yet."""
+        self._pending = deque(job for job in self._pending if job.key != key)
+        self._refused = [outcome for outcome in self._refused if outcome.key != key]
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
         Jobs in flight are left alone.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         in_flight = self._pending, self._refused
         self._pending, self._refused = deque(), []
         done: dict[str, Completion] = {}
@@ -156,6 +187,10 @@ class HFBackend:
 
     def close(self) -> None:
         """Nothing runs beside this process."""
+
+    def _say_checking(self) -> None:
+        if self._report is not None:
+            self._report(Progress(phase=Phase.CHECKING))
 
     def _unfit(self, program: Program) -> SampleError | None:
         """Return why this one program cannot run; None where it can."""
@@ -197,7 +232,7 @@ class HFBackend:
         rows = [Row(program=job.program, seed=job.seed, key=job.key) for job in batch]
         shortage = None
         try:
-            Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True).run()
+            Rollout(self.model, self.alignment, rows, sink=self._sink, releases=True, report=self._report).run()
         except StoreError:
             raise  # a picture that cannot be written: the disk is full for all of them
         except Exception as error:  # noqa: BLE001 - what one job breaks, other jobs do not feel (DESIGN law 6)

@@ -10,8 +10,8 @@ from typing import Any
 
 from latentmas.backends.hf.template import ChatTemplate, Thinking
 from latentmas.errors import ConfigError
-from latentmas.protocols import Encoded, Message
-from latentmas.samples import THINK_TAG
+from latentmas.protocols import Encoded
+from latentmas.samples import THINK_TAG, Message
 from latentmas.thinking import KEPT, opens_thought
 
 
@@ -157,9 +157,13 @@ def _opened(text: str, think: bool) -> str:
 
 def _plain(messages: Sequence[Message]) -> str:
     """A chat for models that were never taught one."""
-    names = {"user": "Question", "assistant": "Answer"}
-    turns = [
-        message.content if message.role == "system" else f"{names[message.role]}: {message.content}"
-        for message in messages
-    ]
+    turns = []
+    for message in messages:
+        match message.role:
+            case "system":
+                turns.append(message.content)
+            case "assistant":  # behind "Answer:" a model writes the blank itself
+                turns.append(f"Answer:{'' if message.content[:1].isspace() else ' '}{message.content}")
+            case _:
+                turns.append(f"Question: {message.content}")
     return "\n\n".join([*turns, "Answer:"])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class LoadedModel:
         switch: The longest length of longrope's short factors; None for other models.
         divides: Logits are divided by the ``logits_scaling`` of the configuration (Granite); HyperCLOVA X multiplies.
         fingerprint: 64 hexadecimal digits over configuration, dtype and every weight; the device does not change it.
+        lock: Held during a forward pass. What one pass changes in the model - the attention function while somebody
+            watches, the frequencies of longrope - must not reach another thread's.
     """
 
     causal: Any
@@ -55,6 +58,7 @@ class LoadedModel:
     unmovable: str = "nobody looked how its layers rotate keys"
     switch: int | None = None
     divides: bool = True
+    lock: RLock = field(default_factory=RLock, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -96,7 +100,8 @@ class LoadedModel:
             pair = hidden if hidden.shape[0] > 1 else hidden.repeat(2, 1)
             logits: Tensor = (head.weight @ pair.T).T[: hidden.shape[0]]
         else:
-            logits = head(hidden)
+            with self.lock:
+                logits = head(hidden)
         if (scaling := getattr(config, "logits_scaling", None)) is not None:
             logits = logits / scaling if self.divides else logits * scaling
         if (factor := getattr(config, "logit_scale", None)) is not None:

@@ -28,7 +28,17 @@ from latentmas.collapse import measure
 from latentmas.errors import NumericalError, SampleError
 from latentmas.memory import LatentMemory
 from latentmas.program import Handover, Join, Program, Read, Recall, SlotKind, Step, Think, ThoughtSource, Write
-from latentmas.protocols import AgentVectors, ArtifactSink, Capture, HandoverAccount, StepAccount, ThoughtAccount
+from latentmas.protocols import (
+    AgentVectors,
+    ArtifactSink,
+    Capture,
+    HandoverAccount,
+    Phase,
+    Progress,
+    Report,
+    StepAccount,
+    ThoughtAccount,
+)
 from latentmas.samples import FinishReason
 
 
@@ -89,6 +99,8 @@ class Rollout:
     Args:
         sink: Takes similarities while the batch runs, and vectors of each row in `Row.vectors`.
         releases: A hand-over gives up the memory it cuts layer by layer, so that the two never exist as a whole.
+        report: Is told of every step, thought and token.
+        batch: Programs in the batch, where this one runs branches of them; 0 is its own rows.
         watches_end: Somebody who goes on from where this ends wants to know what its last agent attended to.
 
     Attributes:
@@ -97,6 +109,7 @@ class Rollout:
         thought: ``[B, E]`` the last thought of each, where the last step was a Think; None otherwise.
         rows: The rows still in the batch.
         attended: ``[L, B, H, S]`` what the agent whose turn it is attended to, where its hand-over wants to know.
+        fed: Everything that was read, ``[B, T, E]`` each, where longrope may want it once more; None where it cannot.
     """
 
     def __init__(
@@ -108,6 +121,8 @@ class Rollout:
         *,
         sink: ArtifactSink | None = None,
         releases: bool = False,
+        report: Report | None = None,
+        batch: int = 0,
         watches_end: bool = False,
     ) -> None:
         self.model = model
@@ -118,8 +133,11 @@ class Rollout:
         self.attended: Tensor | None = None
         self.sink = sink
         self.releases = releases
+        self.report = report
+        self.batch = batch or len(self.rows)
+        self._doing: Progress | None = None
         self.watches_end = watches_end
-        self._fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
+        self.fed: list[Tensor] | None = [] if model.switch is not None and memory is None else None
         self._keeps_vectors = sink is not None and Capture.EMBEDDINGS in sink.wants
         self._handed: Sequence[HandoverAccount | None] = []
         self._branches: dict[int, tuple[tuple[StepAccount, ...], ...]] = {}
@@ -147,6 +165,7 @@ class Rollout:
         self._handed, self._thinking, self._branches = [None] * len(rows), [None] * len(rows), {}
         if not isinstance(rows[0].steps[number], Think):
             self.thought = None
+        self._begin(number)
         match rows[0].steps[number]:
             case Read():
                 passes = self.read(number)
@@ -155,9 +174,10 @@ class Rollout:
             case Write() as step:
                 passes = self.write(number, step, last)
             case Handover() as step:
-                self._handed, passes = handover.hand_over(self, number)
+                with self.model.lock:  # filters are code of strangers, and one object serves all threads
+                    self._handed, passes = handover.hand_over(self, number)
                 if not step.passes_everything:
-                    self._fed = None  # what is left could not be computed once more without what was dropped
+                    self.fed = None  # what is left could not be computed once more without what was dropped
             case Join():
                 passes = self.join(number)
             case Recall():
@@ -165,6 +185,36 @@ class Rollout:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self._account(number, rows, passes, time.perf_counter() - began)
+
+    def _begin(self, number: int) -> None:
+        """Report that step `number` begins. The branches of a Join report for themselves."""
+        if self.report is None:
+            return
+        step, rows = self.rows[0].steps[number], len(self.rows)
+        steps = 0
+        match step:
+            case Read():
+                phase = Phase.READING
+            case Think():
+                phase, steps = Phase.THINKING, step.steps
+            case Write():
+                phase, steps = Phase.WRITING, step.max_new_tokens
+            case Handover():
+                phase = Phase.HANDING_OVER
+            case Join() | Recall():
+                phase = Phase.JOINING
+        joins = isinstance(step, Join | Recall)
+        agents = () if joins else tuple(dict.fromkeys(self.agents(number)))
+        self._doing = Progress(phase=phase, agents=agents, steps=steps, rows=rows, going=rows, batch=self.batch)
+        if not joins:
+            self._tell()
+
+    def _tell(self, *, step: int = 0, going: int | None = None, tokens: int = 0) -> None:
+        """Report how far the step is; costs nothing where nobody wants to know."""
+        if self.report is None or self._doing is None:
+            return
+        going = self._doing.rows if going is None else going
+        self.report(replace(self._doing, step=step, going=going, tokens=tokens))
 
     def read(self, number: int) -> int:
         """Prefill; the LM head is not computed."""
@@ -188,7 +238,13 @@ class Rollout:
             ids[row, width - len(own) :] = torch.tensor(own)
             valid[row, width - len(own) :] = True
         device = self.model.device
-        return self.model.causal.get_input_embeddings()(ids.to(device)), valid.to(device)
+        return self._embedded(ids.to(device)), valid.to(device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of tokens."""
+        with self.model.lock:
+            embeddings: Tensor = self.model.causal.get_input_embeddings()(ids)
+        return embeddings
 
     def think(self, number: int, step: Think) -> int:
         """Feed the aligned hidden state back, `steps` times. A row whose thought is not finite leaves."""
@@ -200,6 +256,7 @@ class Rollout:
         # A copy: the state a Read left is a view of those of its whole prompt.
         states = [self.hidden.clone()]
         for place in range(step.steps):
+            self._tell(step=place + 1)
             if keys is None:
                 thought = self.alignment(self.hidden)  # [B, E]
             else:
@@ -236,7 +293,7 @@ class Rollout:
         known = self._own_tokens(number) if penalty != 1 else None
         for row in self.rows:
             row.writes += 1
-        passes = 0
+        passes, began = 0, list(self.rows)
         for position in range(step.max_new_tokens):
             logits = self.model.logits(self.hidden)
             if known is not None:
@@ -252,6 +309,9 @@ class Rollout:
                     _take(row, token, bool(is_finite), self.model.stop_tokens, row.steps[number])
             ended = [row.error is not None or row.finish_reason is not None for row in self.rows]
             goes_on = [row.error is None and row.finish_reason is not FinishReason.STOP for row in self.rows]
+            if self.report is not None:
+                tokens = sum(len(row.written) for row in began)
+                self._tell(step=position + 1, going=ended.count(False), tokens=tokens)
             if last and all(ended):
                 break
             if last and any(ended):
@@ -299,6 +359,7 @@ class Rollout:
         if not staying:
             self.memory = self.memory.select_rows([])
             return 0
+        self._tell()
         parts = [done[place].of_rows([own[index][place] for index in staying])[0] for place in plan.laid_down]
         done.clear()
         assert self.model.ropes is not None
@@ -328,7 +389,15 @@ class Rollout:
                     laid[recalled] = memories[0] if len(parts) == 1 else LatentMemory.join(memories, self.model.ropes)
             memory = LatentMemory.stack([laid[plan.branches[place].recalled] for place in places])
         rollout = Rollout(
-            self.model, self.alignment, batch, memory, sink=self.sink, releases=self.releases, watches_end=watch
+            self.model,
+            self.alignment,
+            batch,
+            memory,
+            sink=self.sink,
+            releases=self.releases,
+            watches_end=watch,
+            report=self.report,
+            batch=self.batch,
         )
         if memory is not None and attended:
             rollout.attended = torch.cat([pad(seen, (memory.slots - seen.shape[3], 0)) for seen in attended], dim=1)
@@ -359,7 +428,7 @@ class Rollout:
         """Put written tokens into memory; rows that have ended get a pad and keep their hidden state."""
         before = self.hidden
         real = torch.tensor(goes_on, device=self.model.device)[:, None]
-        embeddings = self.model.causal.get_input_embeddings()(tokens)[:, None]
+        embeddings = self._embedded(tokens)[:, None]
         after = self._take_turn(number, embeddings, real, SlotKind.TEXT)
         assert before is not None
         self.hidden = torch.where(real.to(after.device), after, before)
@@ -378,10 +447,10 @@ class Rollout:
 
         So does `generate` of the models that have them. Thoughts stay the vectors they were.
         """
-        assert self._fed is not None
+        assert self.fed is not None
         assert self.hidden is not None
         chosen = torch.tensor(crossing, dtype=torch.long, device=self.memory.device)
-        embeddings, valid = torch.cat(self._fed, dim=1)[chosen], self.memory.valid[chosen]
+        embeddings, valid = torch.cat(self.fed, dim=1)[chosen], self.memory.valid[chosen]
         anew = LatentMemory(len(crossing), self.memory.layers, self.memory.device, self.memory.slots)
         rows, memory = self.rows, self.memory
         self.rows, self.memory = [rows[index] for index in crossing], anew
@@ -409,7 +478,7 @@ class Rollout:
         for name, window in model.windows.items():
             mask = visibility(self.memory, new, window)
             masks[name] = additive(mask, embeddings.dtype) if model.attention == "eager" else mask
-        with watching(model, watch) if watch else nullcontext(), self._row_lengths():
+        with model.lock, watching(model, watch) if watch else nullcontext(), self._row_lengths():
             output = model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=masks.get(None, masks),
@@ -419,6 +488,13 @@ class Rollout:
             )
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
+
+    def forget_newest(self, count: int) -> None:
+        """Take back the newest `count` tokens of one row alone; a Read has to follow."""
+        self.memory.forget_newest(torch.ones(1, count, dtype=torch.bool, device=self.memory.device))
+        if self.fed is not None:
+            whole = torch.cat(self.fed, dim=1)
+            self.fed = [whole[:, : whole.shape[1] - count]]
 
     def _row_lengths(self) -> AbstractContextManager[None]:
         """Return the context in which longrope takes its factors by row; one that does nothing for other models."""
@@ -442,8 +518,8 @@ class Rollout:
         watched = self.watches_end if ends_here else handover.wants_sender(ahead)
         watch = Watch(valid, self.memory) if watched else None
         hidden = self.forward(embeddings, valid, self.agents(number), kind, watch)
-        if self._fed is not None:
-            self._fed.append(embeddings)
+        if self.fed is not None:
+            self.fed.append(embeddings)
         if watch is not None:
             seen, _ = watch.attention(self.model)  # [L, B, H, S]
             if self.attended is not None:
@@ -475,9 +551,9 @@ class Rollout:
             self.hidden = self.hidden[torch.tensor(staying, dtype=torch.long, device=self.hidden.device)]
         if self.thought is not None:
             self.thought = self.thought[torch.tensor(staying, dtype=torch.long, device=self.thought.device)]
-        if self._fed is not None:
+        if self.fed is not None:
             kept = torch.tensor(staying, dtype=torch.long, device=self.model.device)
-            self._fed = [embeddings[kept] for embeddings in self._fed]
+            self.fed = [embeddings[kept] for embeddings in self.fed]
         if self.attended is not None:
             self.attended = self.attended[:, torch.tensor(staying, dtype=torch.long, device=self.attended.device)]
         self.rows = [self.rows[index] for index in staying]

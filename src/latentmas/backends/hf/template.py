@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, Final, final
 
 from latentmas.errors import ConfigError
-from latentmas.protocols import Message
+from latentmas.samples import Message
 from latentmas.thinking import MARKS
 
 # With a space in them: a template that takes text for a list of parts may show its letters one by one.
@@ -55,10 +55,12 @@ class _Forms:
 
     Attributes:
         system: None where it has no system role: such templates raise, or drop the message without a word.
+        assistant: None where it leaves out what the assistant said.
     """
 
     user: Form
     system: Form | None
+    assistant: Form | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +98,13 @@ class ChatTemplate:
         A system message is put before the first user message where the template has no system role.
 
         Raises:
-            ConfigError: The template refuses the chat, or leaves out what the user says.
+            ConfigError: The template refuses the chat, or leaves out what the user or the assistant says.
         """
         if self._seen().system is None:
             messages = _without_system(messages)
+        if self._seen().assistant is None and any(message.role == "assistant" for message in messages):
+            self._show(messages)  # says why, where it raises
+            raise ConfigError("the model's chat template leaves out what the assistant said; repair its chat_template")
         text = self._show(messages)
         end = self._tokenizer.eos_token
         return self._without_end(text, end, messages) if end and text.endswith(end) else text
@@ -212,7 +217,9 @@ class ChatTemplate:
                 self._show([user], {"user": Form.TEXT})  # says why, where it raises
                 raise ConfigError("the model's chat template leaves out what the user says; repair its chat_template")
             of_system = self._form_of("system", [Message("system", _SYSTEM), user], {"user": of_user})
-            self._forms[source] = _Forms(user=of_user, system=of_system)
+            reply = Message("assistant", _REPLY)
+            of_assistant = self._form_of("assistant", [user, reply, user], {"user": of_user})
+            self._forms[source] = _Forms(user=of_user, system=of_system, assistant=of_assistant)
         return self._forms[source]
 
     def _form_of(self, role: str, chat: Sequence[Message], known: dict[str, Form]) -> Form | None:
@@ -256,7 +263,11 @@ class ChatTemplate:
         known = forms or {}
         if missing := {message.role for message in messages} - known.keys():
             seen = self._seen()
-            own = {"user": seen.user, "system": seen.system or seen.user, "assistant": seen.user}
+            own = {
+                "user": seen.user,
+                "system": seen.system or seen.user,
+                "assistant": seen.assistant or seen.user,
+            }
             known = {**{role: own[role] for role in missing}, **known}
         chat = [_entry(message, known[message.role], thought) for message in messages]
         # A tokenizer without one of these tokens has nothing to print for it.
@@ -312,8 +323,9 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
     """Put system text before the first user message."""
     system = "\n\n".join(message.content for message in messages if message.role == "system")
     rest = [message for message in messages if message.role != "system"]
-    if system and rest:
-        rest[0] = Message(rest[0].role, f"{system}\n\n{rest[0].content}")
+    first = next((place for place, message in enumerate(rest) if message.role == "user"), None)
+    if system and first is not None:
+        rest[first] = Message("user", f"{system}\n\n{rest[first].content}")
     return rest
 
 

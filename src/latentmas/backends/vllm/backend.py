@@ -8,6 +8,7 @@ another engine is well without it.
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import time
 from collections import deque
@@ -15,19 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import count
+from threading import RLock
 from typing import Final, final
 
+from latentmas.backends.given import seeds_for
+from latentmas.backends.one_at_a_time import one_at_a_time
 from latentmas.backends.vllm.engine import Engine, EngineFacts, Finished
 from latentmas.backends.vllm.requests import TRANSFORMERS_CAN, Passage, refuse, thinks, unfit
 from latentmas.errors import (
     CapabilityError,
     EngineError,
     LatentMASError,
-    ProgramError,
     SampleError,
 )
 from latentmas.program import Program
-from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome
+from latentmas.protocols import Capability, Codec, Completion, Job, JobError, Outcome, Phase, Progress, Report
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ MOST_DEATHS: Final = 8
 """Deaths and failed starts in a row, without one finished request between them, after which the engine is given up."""
 SECONDS_BEFORE_A_START: Final = 10.0
 """Wait after a start that failed: a dead process may hold its device's memory for a while."""
+SECONDS_BETWEEN_REPORTS: Final = 0.25
 MOST_RETRIES: Final = 1
 """Times a request is asked for again that the engine gave up."""
 
@@ -66,6 +70,7 @@ class VLLMBackend:
         start: Starts an engine; called again when one died.
         placeholder: The id that stands for thoughts; None for an engine that cannot think.
         environment: What the manifest must know beside what the engine says of itself.
+        report: Is told how many requests go on, each time the engine has said something.
     """
 
     def __init__(
@@ -76,8 +81,11 @@ class VLLMBackend:
         placeholder: int | None,
         model_id: str = "",
         environment: Callable[[EngineFacts], Mapping[str, str | int | float | bool | None]] = lambda facts: {},
+        report: Report = lambda progress: None,
     ) -> None:
         self._start = start
+        self._report = report
+        report(Progress(phase=Phase.LOADING))
         self._engine: Engine | None = start()
         self._facts = self._engine.facts
         self._codec = codec
@@ -91,6 +99,10 @@ class VLLMBackend:
         self._blamed: list[Outcome] = []
         self._deaths = 0
         self._share = 0.0
+        self._begun = 0
+        self._tokens = 0
+        self._said = -math.inf
+        self._lock = RLock()
 
     @property
     def model_id(self) -> str:
@@ -109,6 +121,7 @@ class VLLMBackend:
     def codec(self) -> Codec:
         return self._codec
 
+    @one_at_a_time
     def submit(self, job: Job) -> None:
         """Take a job; one that does not fit the engine comes back from `collect` as an error.
 
@@ -125,7 +138,9 @@ class VLLMBackend:
             return
         passage = Passage(job.program, job.seed, self._placeholder)
         self._queue.append(_Work(job=job, passage=passage, began=self._share))
+        self._begun += 1
 
+    @one_at_a_time
     def collect(self) -> list[Outcome]:
         """Return finished jobs, in the order in which they finished.
 
@@ -134,6 +149,7 @@ class VLLMBackend:
         """
         while not self._done and (self._queue or self._running):
             began, in_flight = time.perf_counter(), len(self._queue) + len(self._running)
+            self._say(in_flight)
             finished = self._advance()
             self._share += (time.perf_counter() - began) / in_flight
             for item in finished:
@@ -143,14 +159,18 @@ class VLLMBackend:
         done, self._done = self._done, []
         return done
 
+    @one_at_a_time
+    def abort(self, key: str) -> None:
+        """Take back a job, also one that the engine is at work on."""
+        self._forget([key])
+
+    @one_at_a_time
     def run(self, programs: Sequence[Program], seeds: Sequence[int] | None = None) -> list[Completion]:
         """Run programs and return their completions in order; the first error is raised.
 
         Other jobs in flight go on meanwhile and come back from `collect`.
         """
-        seeds = range(len(programs)) if seeds is None else seeds
-        if len(seeds) != len(programs):
-            raise ProgramError(f"{len(programs)} programs came with {len(seeds)} seeds; give one seed for each")
+        seeds = seeds_for(programs, seeds)
         own = [f"run\x1f{number}" for number in range(len(programs))]
         done: dict[str, Completion] = {}
         others: list[Outcome] = []
@@ -189,11 +209,21 @@ class VLLMBackend:
             **self._notes,
         }
 
+    @one_at_a_time
     def close(self) -> None:
         """End the engine. Jobs in flight are lost."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+
+    def _say(self, in_flight: int) -> None:
+        """Report how many programs go on, but not at every step: counting tokens looks at every request."""
+        now = time.monotonic()
+        if self._engine is None or now - self._said < SECONDS_BETWEEN_REPORTS:
+            return
+        self._said = now
+        tokens = self._tokens + self._engine.written()
+        self._report(Progress(phase=Phase.ANSWERING, rows=self._begun, going=in_flight, tokens=tokens))
 
     def _advance(self) -> list[Finished]:
         """Send what the engine has room for, and let it work until it has something to say."""
@@ -227,6 +257,7 @@ class VLLMBackend:
         if work is None:
             return  # taken back in the meantime
         self._deaths = 0
+        self._tokens += len(item.written)
         self._done += self._blamed
         self._blamed = []
         key = work.job.key
@@ -300,6 +331,7 @@ class VLLMBackend:
             EngineError: It fails too often.
         """
         while True:
+            self._report(Progress(phase=Phase.LOADING))
             try:
                 return self._start()
             except EngineError as error:

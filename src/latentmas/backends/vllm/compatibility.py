@@ -97,6 +97,8 @@ HOOKS: Final = (
     ),
     Hook(path="vllm.v1.engine.core_client:SyncMPClient.get_output", words=("self.outputs_queue.get()",)),
     Hook(path="vllm.v1.engine.core_client:BackgroundResources", words=("engine_dead",)),
+    Hook(path="vllm.v1.engine.output_processor:OutputProcessor", words=("self.request_states", ".detokenizer")),
+    Hook(path="vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens"),
     Hook(path="vllm.v1.worker.gpu_worker:Worker.load_model", words=("self.model_runner",)),
     Hook(path="vllm.v1.worker.gpu_worker:Worker.execute_model", parameters=("scheduler_output",)),
 )

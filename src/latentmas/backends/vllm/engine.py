@@ -7,10 +7,13 @@ import math
 import platform
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, final
 
 from latentmas.backends.vllm.compatibility import check_hooks, check_installed
+from latentmas.backends.vllm.failures import find_cause
+from latentmas.backends.vllm.overheard import overheard
 from latentmas.backends.vllm.requests import Request
 from latentmas.backends.vllm.settings import LatentSettings, latent_name
 from latentmas.errors import CapabilityError, ConfigError, EngineError, LatentMASError, NumericalError, SampleError
@@ -169,6 +172,10 @@ class Engine(Protocol):
     def add(self, name: str, request: Request, embeddings: Any = None) -> None: ...
     def step(self) -> list[Finished]: ...
     def abort(self, names: Iterable[str]) -> None: ...
+    def written(self) -> int:
+        """Tokens that the requests in it have written so far."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -198,25 +205,36 @@ class VLLMEngine:
             arguments = EngineArgs(**options.arguments())
         except TypeError as error:
             raise ConfigError(f"--vllm_options has an option that vLLM does not know: {error}") from error
-        try:
-            config = arguments.create_engine_config(UsageContext.LLM_CLASS)
-            if options.latent is not None:
-                check_hooks(config)
-            self._engine = LLMEngine(
-                vllm_config=config,
-                executor_class=Executor.get_class(config),
-                log_stats=False,
-                usage_context=UsageContext.LLM_CLASS,
-                multiprocess_mode=envs.VLLM_ENABLE_V1_MULTIPROCESSING,
-            )
-            self._watch_over(self._engine.engine_core)
-            self.facts = self._facts(config, latent=options.latent is not None)
-        except LatentMASError:
-            self.close()
-            raise
-        except Exception as error:  # whatever stops an engine from starting: memory, devices, kernels, its options
-            self.close()
-            raise EngineError(f"vLLM did not start: {_first_line(error)}; its own messages say more") from error
+        # Whoever wants to hear more than errors hears it at once.
+        calm = envs.VLLM_LOGGING_LEVEL == "ERROR"
+        listening = overheard(held=calm) if envs.VLLM_ENABLE_V1_MULTIPROCESSING else nullcontext()
+        with listening as heard:
+            try:
+                config = arguments.create_engine_config(UsageContext.LLM_CLASS)
+                if options.latent is not None:
+                    check_hooks(config)
+                self._engine = LLMEngine(
+                    vllm_config=config,
+                    executor_class=Executor.get_class(config),
+                    log_stats=False,
+                    usage_context=UsageContext.LLM_CLASS,
+                    multiprocess_mode=envs.VLLM_ENABLE_V1_MULTIPROCESSING,
+                )
+                self._watch_over(self._engine.engine_core)
+                self.facts = self._facts(config, latent=options.latent is not None)
+            except LatentMASError:
+                self.close()
+                raise
+            except Exception as error:  # whatever stops an engine from starting: memory, devices, kernels, its options
+                self.close()
+                said = heard.text() if heard is not None else ""
+                cause, more = find_cause(error, said), ""
+                if cause.remedy is None and (said or heard is None):
+                    more = "; its own messages above say more"
+                elif said and calm and heard is not None:
+                    heard.drop()
+                    more = " (VLLM_LOGGING_LEVEL=WARNING shows its own messages)"
+                raise EngineError(f"vLLM did not start: {cause}{more}") from error
 
     def add(self, name: str, request: Request, embeddings: Any = None) -> None:
         """Queue a request.
@@ -252,6 +270,10 @@ class VLLMEngine:
         for name in gone:
             self._thinks.pop(name, None)
         self._engine.abort_request(gone)
+
+    def written(self) -> int:
+        states = self._engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def close(self) -> None:
         """End the engine's processes and give its memory back. Also works on an engine that broke."""

@@ -60,6 +60,9 @@ class HybridEngine:
         self._thinking = {name: thinking for name, thinking in self._thinking.items() if name not in gone}
         self._writer.abort(gone)
 
+    def written(self) -> int:
+        return self._writer.written()
+
     def close(self) -> None:
         self._writer.close()
 
