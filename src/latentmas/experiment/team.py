@@ -87,21 +87,23 @@ class Team:
             "temperature": temperature,
             "use_vllm": use_vllm or None,
             "vllm_options": None if vllm_options is None else _json(vllm_options),
-            # What stands at the default of a run was not asked for.
-            "enable_prefix_caching": enable_prefix_caching or None,
-            "tensor_parallel_size": None if tensor_parallel_size == 1 else tensor_parallel_size,
-            "seed": None if seed == 42 else seed,
-            "device": None if device == "auto" else device,
-            "dtype": None if dtype == "auto" else dtype,
+        }
+        # What stands at the default of a run was not asked for.
+        at_default = {
+            "enable_prefix_caching": (enable_prefix_caching, False),
+            "tensor_parallel_size": (tensor_parallel_size, 1),
+            "seed": (seed, 42),
+            "device": (device, "auto"),
+            "dtype": (dtype, "auto"),
         }
         given: dict[str, object] = {
             "model_name": os.fspath(model_name),
             "method": method,
             "max_new_tokens": max_new_tokens,
             **{name: value for name, value in optional.items() if value is not None},
+            **{name: value for name, (value, default) in at_default.items() if value != default},
         }
-        own = {*given, "enable_prefix_caching", "tensor_parallel_size", "seed", "device", "dtype"}
-        if twice := sorted(own & (options or {}).keys()):
+        if twice := sorted({*given, *at_default} & (options or {}).keys()):
             raise ConfigError(f"{twice[0]!r} is an argument of Team itself; leave it out of options")
         given |= options or {}
         if given.get("sampling") != "model":
