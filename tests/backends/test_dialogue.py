@@ -1,5 +1,6 @@
 """A session is a dialogue: what an agent read and wrote is one chat, under any template, or it says why not."""
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -9,7 +10,7 @@ from latentmas.backends.hf.chat import ChatCodec
 from latentmas.backends.hf.dialogue import Dialogue
 from latentmas.backends.hf.rollout import Rollout
 from latentmas.backends.hf.session import Session
-from latentmas.errors import ConfigError, ContextLimitError
+from latentmas.errors import ConfigError, ContextLimitError, ProgramError
 from latentmas.program import Budget, KeepSpec, Read
 from latentmas.protocols import Encoded, Message
 
@@ -285,3 +286,32 @@ def test_a_filter_that_looks_at_the_receiver_sees_how_its_dialogue_goes_on(opene
     text = session.read("a", "And then?").write("a", 5)
     [completion] = backend.run([session.program])
     assert completion.text == text
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda session, path: session.fork(),
+        lambda session, path: session.save(path / "memory.safetensors"),
+        lambda session, path: session.read("a", "more"),
+        lambda session, path: session.write("a", 1),
+    ],
+    ids=["fork", "save", "read", "write"],
+)
+def test_a_session_that_is_at_work_refuses_another_thread_and_goes_on(opened, touch, tmp_path):
+    backend = opened(CHATML)
+    alone = Session(backend).read("a", "one").think("a", 2)
+    session, refusals = Session(backend).read("a", "one"), []
+
+    def aligned(hidden):
+        with ThreadPoolExecutor(1) as other:
+            refusals.append(other.submit(touch, session, tmp_path).exception())
+        return backend.alignment(hidden)
+
+    session._rollout.alignment = aligned
+    session.think("a", 2)
+    assert [type(refusal) for refusal in refusals] == [ProgramError] * 2
+    assert "another thread is at work" in str(refusals[0])
+    assert session.accounts == alone.accounts
+    assert not list(tmp_path.iterdir())
+    session.fork().think("a", 1)

@@ -97,7 +97,7 @@ def test_abbreviations_mean_what_argparse_makes_of_them(rest, extra):
 
 
 def test_the_published_script_takes_abbreviations_and_the_command_does_not(capsys):
-    line = "--method latent_mas --model tiny --tas tiny --latent_step 2 --max_s 2 --dry"
+    line = "--method latent_mas --model scripted --tas tiny --latent_step 2 --max_s 2 --dry"
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "run.py"), *line.split()], capture_output=True, text=True, check=False
     )

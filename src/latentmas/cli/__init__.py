@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None, *, abbreviations: bool = False) -> i
     except KeyboardInterrupt:
         code = 130  # a command says what it keeps; outside of one there is nothing to tell
     if code == 130:
-        # A C extension that was interrupted while it ran Python makes the interpreter end itself by SIGINT, although
-        # the interrupt was caught; whatever it runs next makes it forget that.
+        # Where an interrupt ends Python that is run from its text, as C extensions do, CPython notes it as unhandled,
+        # and `python -m` then dies of SIGINT although it was caught. Only running another text takes that note back.
         exec("")
     return code
 

@@ -18,7 +18,7 @@ from latentmas.cli import _options
 from latentmas.cli._pace import Pace
 from latentmas.cli._terminal import announced, progress, sigterm_interrupts, silence_transformers, warnings_shown
 from latentmas.errors import LatentMASError, RunFolderError, RunStoppedError
-from latentmas.experiment.config import RunConfig
+from latentmas.experiment.config import ARTIFACTS, RunConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used: --help needs none of it
     from latentmas.experiment.grading import Grading
@@ -227,7 +227,7 @@ def _say_what_is_missing(summary: Summary, config: RunConfig, console: Console) 
 
 def _stored_too_late(config: RunConfig, folder: RunFolder) -> tuple[str, ...]:
     """Return what switches store of samples and did not when those were answered, in sentences."""
-    if not (config.save_embeddings or config.show_heatmaps or config.show_heatmaps_singlelayer):
+    if not any(getattr(config, switch) for switch in ARTIFACTS):
         return ()
     from latentmas.experiment import artifacts
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from latentmas.errors import CapabilityError, ConfigError, DataError, StoreError
 from latentmas.experiment.atomic import replace_text, replacing
-from latentmas.experiment.config import RunConfig
+from latentmas.experiment.config import ARTIFACTS, RunConfig
 from latentmas.experiment.models import load_options
 from latentmas.program import Handover
 from latentmas.protocols import AgentVectors, Capture, Method, Similarity
@@ -52,7 +52,6 @@ PARTS: Final[Mapping[str, str]] = {
     "hidden": "[E] last hidden state of the turn, before alignment",
 }
 
-SWITCHES: Final = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
 _LAYER: Final = re.compile(r"-layer[0-9]+\.png$")
 
 Floats = NDArray[np.float32]
@@ -194,7 +193,7 @@ def check(config: RunConfig, method: Method, sample: Sample) -> None:
         ConfigError: The method hands nothing over.
         CapabilityError: A prompt cannot be compared with this model's keys.
     """
-    options = [name for name in SWITCHES[:2] if getattr(config, name)]
+    options = [name for name in ARTIFACTS[:2] if getattr(config, name)]
     if not options:
         return
     if not any(isinstance(step, Handover) for step in next(method.solve(sample)).flat()):
@@ -222,7 +221,7 @@ def unstored(config: RunConfig, answered: Collection[str]) -> tuple[str, ...]:
         answered: Ids of the samples that are finished without an error.
     """
     pictures, stored = _names(config.folder / "heatmaps"), frozenset(_names(config.folder / "embeddings"))
-    without = dict.fromkeys(SWITCHES, 0)
+    without = dict.fromkeys(ARTIFACTS, 0)
     for sample in answered:
         name = sample_name(sample)
         layers = {_LAYER.search(picture) is not None for picture in _beginning_with(f"{name}-", pictures)}
@@ -232,7 +231,7 @@ def unstored(config: RunConfig, answered: Collection[str]) -> tuple[str, ...]:
     return tuple(
         f"{without[option]} of {len(answered)} finished samples were answered without --{option}, which stores "
         "something only while a sample is answered"
-        for option in SWITCHES
+        for option in ARTIFACTS
         if getattr(config, option) and without[option]
     )
 

@@ -27,8 +27,7 @@ from latentmas.experiment.config import CUSTOM_SUFFIXES, RunConfig
 from latentmas.experiment.effects import Situation
 from latentmas.experiment.grading import Grading, default_workers
 from latentmas.experiment.manifest import stored_date
-from latentmas.experiment.model_names import check_model_name as _check_model_name
-from latentmas.experiment.model_names import check_weights
+from latentmas.experiment.model_names import check_model_name, check_weights
 from latentmas.experiment.models import SCRIPTED, model_defaults, open_codec
 from latentmas.experiment.resolved import Meaning
 from latentmas.methods.compile import BranchOrder, HandoverAt, Recipe
@@ -89,11 +88,8 @@ class Plan:
         hub = " ".join(filter(None, (card.source, card.config)))
         data = {"data": hub if file is None else str(file), "data_revision": card.revision if file is None else None}
         ignored = _listed(self.ignored_sampling) or None
-        return {**data, "ignored_sampling": ignored, **self._filter_notes, **self.grading.notes}
-
-    @property
-    def _filter_notes(self) -> dict[str, str | None]:
-        return handovers.notes(self.situation.program)
+        of_filter = handovers.notes(self.situation.program)
+        return {**data, "ignored_sampling": ignored, **of_filter, **self.grading.notes}
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -213,7 +209,7 @@ def check(config: RunConfig, *, begun: datetime.date | None = None) -> Plan:
     _check_wordings(prompt_set, task)
     config = config.with_topology(default_topology(config, prompt_set))
     graph = graph_of(config)
-    _check_model_name(config.model_name)
+    check_model_name(config.model_name)
     found = _local_rows(config.dataset, task) if config.dataset else task.rows(config.split)
     samples = rows.samples(task, found, None if config.max_samples == -1 else config.max_samples)
     codec = open_codec(config, begun=stored_date(config.folder) or begun)
@@ -388,7 +384,7 @@ def find_task(name: str) -> Task:
     if name.lower().endswith(SUFFIXES):
         raise ConfigError(
             f"--task is {name!r}, a file of rows; give it as --dataset, and as --task the name of a task in whose "
-            "columns it is, or a .yaml file that says what its columns are (docs/tasks.md)"
+            f"columns it is, or a .yaml file that says what its columns are ({TASKS_PAGE})"
         )
     if name in modules:
         task: Task = importlib.import_module(modules[name]).build()

@@ -677,7 +677,7 @@ class RunConfig(BaseModel):
             yield "--attn_implementation is for transformers; drop it with --use_vllm"
         if self.alignment == "soft" and self.tensor_parallel_size > 1 and not self.use_second_HF_model:
             yield "--alignment soft needs all logits in one place; it cannot go with --tensor_parallel_size"
-        for name in ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings"):
+        for name in ARTIFACTS:
             if getattr(self, name):
                 yield f"--{name} looks into the memory, which an engine does not show; drop it or --use_vllm"
         if self.temperature > HOTTEST_VLLM:
@@ -698,6 +698,8 @@ FILTER_OPTIONS: Final = (
     "protect_thoughts",
     "filter_options",
 )
+ARTIFACTS: Final = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
+"""Switches that store something of a sample, which is there only while the sample is answered."""
 SMALLEST_TEMPERATURE: Final = 1e-6
 COOLEST_VLLM: Final = 0.01
 HOTTEST_VLLM: Final = 2.0

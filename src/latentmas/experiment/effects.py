@@ -12,7 +12,7 @@ from typing import Final
 
 from latentmas.agents import AgentGraph, chain, parallel
 from latentmas.errors import ConfigError
-from latentmas.experiment.config import RunConfig
+from latentmas.experiment.config import ARTIFACTS, FILTER_OPTIONS, RunConfig
 from latentmas.program import Handover, Join, Program, Think
 from latentmas.protocols import Task
 from latentmas.samples import AnswerKind
@@ -23,14 +23,7 @@ HANDOVERS: Final = (
     "handover",
     "handover_at",
     "filter",
-    "keep",
-    "budget",
-    "grain",
-    "filter_at",
-    "protect_sinks",
-    "protect_newest",
-    "protect_thoughts",
-    "filter_options",
+    *FILTER_OPTIONS,
     "knn_filter",
     "knn_percentage",
     "knn_min_keep",
@@ -155,7 +148,7 @@ def refuse_for_team(config: RunConfig) -> None:
         ConfigError: One was given.
     """
     for name in OF_A_RUN:
-        folder_matters = config.show_heatmaps or config.show_heatmaps_singlelayer or config.save_embeddings
+        folder_matters = any(getattr(config, switch) for switch in ARTIFACTS)
         means_something = name == "save_ids" or (name == "output_dir" and folder_matters)
         if config.gives(name) and not means_something:
             raise ConfigError(f"{name!r} is an option of `latentmas run` and means nothing to a Team; leave it out")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 
 from latentmas.errors import CapabilityError, ConfigError
-from latentmas.experiment.config import SINKS, RunConfig
+from latentmas.experiment.config import ARTIFACTS, SINKS, RunConfig
 from latentmas.experiment.models import SCRIPTED, load_options
 from latentmas.program import Budget, Handover, KeepSpec, Program, Protect, Unit
 from latentmas.protocols import Capability
@@ -116,8 +116,7 @@ def check(config: RunConfig, needs: Collection[Capability]) -> None:
             f"--filter {config.filter} chooses for each {grain}, which has no heatmap; {_coarser(config)}"
         )
     if config.model_name == SCRIPTED:
-        pictures = ("show_heatmaps", "show_heatmaps_singlelayer", "save_embeddings")
-        asked = [f" for --{name}" for name in pictures if getattr(config, name)]
+        asked = [f" for --{name}" for name in ARTIFACTS if getattr(config, name)]
         if Capability.HANDOVER_FILTER in needs or asked:
             raise CapabilityError(
                 f"the backend {SCRIPTED!r} has no keys to look at{''.join(asked[:1])}; choose a model"

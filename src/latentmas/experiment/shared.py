@@ -48,6 +48,8 @@ class SharedBackend:
         self._backend = backend
         self._inside = Lock()
         """Whoever calls the backend holds it. Taken before `_changed`, never while that is held."""
+        self._was_interrupted = False
+        """Guarded by `_inside`, unlike what stands below."""
         self._changed = Condition()
         """Guards everything below."""
         self._clients: set[Client] = set()
@@ -55,7 +57,6 @@ class SharedBackend:
         self._abandoned: set[str] = set()
         self._waiting = 0
         self._leader: Client | None = None
-        self._was_interrupted = False
         self._is_closed = False
 
     @property

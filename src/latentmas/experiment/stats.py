@@ -118,7 +118,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
     seconds = 0.0
     first_error: str | None = None
     verdicts: Counter[Verdict] = Counter()
-    thinking = _Thinking()
+    thinking = _ThoughtSums()
     for record in records:
         n += 1
         seconds += record.seconds
@@ -182,7 +182,7 @@ def summarize(records: Iterable[Record], *, config: RunConfig, samples: int, wal
 
 
 @dataclass(slots=True)
-class _Thinking:
+class _ThoughtSums:
     """Sums over records; keeps none of them."""
 
     samples: int = 0

@@ -244,9 +244,17 @@ class Session:
             return self._codec.decode(written)
 
     def fork(self, seed: int | None = None) -> Session:
-        """Return an independent session that starts where this one is."""
+        """Return an independent session that starts where this one is.
+
+        Raises:
+            ProgramError: Another thread is at work in this one, so nobody can tell where it is.
+        """
         if seed is not None:
             _expect("seed", seed, int)
+        with self._alone():
+            return self._copy(seed)
+
+    def _copy(self, seed: int | None) -> Session:
         other = copy(self)
         other._busy = Lock()
         other._dialogues = dict(self._dialogues)
@@ -262,7 +270,8 @@ class Session:
     def save(self, path: Path | str, storage: Storage = Storage.NATIVE) -> None:
         """Write the memory to a safetensors file that only this model reads back, in 8 bits where told to."""
         _expect("storage", storage, Storage)
-        self.memory.save(_path(path), self._model.fingerprint, storage)
+        with self._alone():
+            self.memory.save(_path(path), self._model.fingerprint, storage)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

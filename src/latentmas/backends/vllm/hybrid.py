@@ -104,9 +104,9 @@ class HybridEngine:
         """Return the input embeddings of each program, or why there are none."""
         model = self._thinker.model
         rows = [Row(program=program, seed=0) for program in programs]
-        recorder = _Recorder(self._thinker.alignment)
-        rollout = Rollout(model, recorder, rows)
-        recorder.rollout = rollout
+        alignment = _Remembering(self._thinker.alignment)
+        rollout = Rollout(model, alignment, rows)
+        alignment.rollout = rollout
         rollout.run()
         embed = model.causal.get_input_embeddings()
         results: list[_Embedded | SampleError] = []
@@ -114,7 +114,7 @@ class HybridEngine:
             if row.error is not None:
                 results.append(row.error)
                 continue
-            thoughts = iter(recorder.made.get(id(row), ()))
+            thoughts = iter(alignment.made.get(id(row), ()))
             parts: list[Tensor] = []
             for step in row.steps:
                 if isinstance(step, Read):
@@ -148,7 +148,7 @@ def _thinking(row: Row) -> dict[tuple[int, int], ThoughtAccount | None]:
 
 
 @dataclass(slots=True)
-class _Recorder:
+class _Remembering:
     """An alignment that remembers what it made for which row."""
 
     inner: Alignment

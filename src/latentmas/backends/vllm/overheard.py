@@ -33,7 +33,7 @@ class Overheard:
         self._source = source
         self._target = target
         self._kept = bytearray()
-        self._passed = 0 if held else None  # bytes of what is kept that were passed on; None is all, at once
+        self._is_held = held
         self._heard = time.monotonic()
         self._lock = threading.Lock()
         threading.Thread(target=self._listen, name="latentmas-engine-stderr", daemon=True).start()
@@ -49,14 +49,14 @@ class Overheard:
     def release(self) -> None:
         """Pass on what was held back, and from now on everything."""
         with self._lock:
-            if self._passed is not None:
+            if self._is_held:
                 self._write(bytes(self._kept))
-                self._passed = None
+                self._is_held = False
 
     def drop(self) -> None:
         """Forget what was held back; pass on what comes."""
         with self._lock:
-            self._passed = None
+            self._is_held = False
 
     def _listen(self) -> None:
         while True:
@@ -70,7 +70,7 @@ class Overheard:
             with self._lock:
                 room = MOST_BYTES - len(self._kept)
                 self._kept += said[: max(room, 0)]
-                if self._passed is None:
+                if not self._is_held:
                     self._write(said)
         os.close(self._source)
         os.close(self._target)
