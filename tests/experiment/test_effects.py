@@ -352,7 +352,9 @@ def test_a_team_is_wired_once() -> None:
         Team("tiny", graph=chain(), options={"topology": "parallel"})
 
 
-@pytest.mark.parametrize("option", [{"retry_errors": True}, {"max_samples": 3}, {"dry_run": True}, {"code_exec": "off"}])
+@pytest.mark.parametrize(
+    "option", [{"retry_errors": True}, {"max_samples": 3}, {"dry_run": True}, {"code_exec": "off"}]
+)
 def test_a_team_refuses_options_of_a_run(option: dict[str, object]) -> None:
     with pytest.raises(LatentMASError, match="is an option of `latentmas run` and means nothing to a Team"):
         Team("tiny", options=option)
