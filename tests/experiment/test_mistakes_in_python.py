@@ -106,7 +106,7 @@ MISTAKES = {
     "agents read texts": lambda team: Agent(name="a", role="b", latent_prompt=5),
     "agents have prompts that say something": lambda team: Agent(name="a", role="b", latent_prompt=" "),
     "placeholders are spelled right": lambda team: Agent(name="a", role="b", text_prompt="Solve: {qestion}"),
-    "edges are pairs": lambda team: AgentGraph((ONE,), ("ab",)),
+    "edges are pairs": lambda team: AgentGraph((ONE, Agent(name="b", role="judger")), ("ab",)),
     "edges are there": lambda team: AgentGraph((ONE,), None),
     "edges join names": lambda team: AgentGraph((ONE,), ((1, 2),)),
     "a graph has agents": lambda team: AgentGraph(("a", "b")),
@@ -193,3 +193,8 @@ def test_a_closed_team_says_so():
 def test_a_path_and_a_plain_answer_kind_are_no_mistakes(model_folder):
     team = Team(model_folder, method="baseline", max_new_tokens=2, answer_kind="choice")
     assert team.ask("x").agents[0].prompt
+
+
+def test_a_team_says_of_a_missing_folder_what_a_run_says():
+    with pytest.raises(LatentMASError, match=r"there is no model folder './missing'; give a local folder"):
+        Team("./missing")
