@@ -159,6 +159,18 @@ def test_a_torn_matrix_is_computed_again(tmp_path: Path, size: int) -> None:
     assert file.read_bytes() == whole
 
 
+def test_a_matrix_that_cannot_be_kept_is_told_and_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "no folder").write_text("mine")
+    made = space()
+    aligned = build_alignment(AlignmentKind.RIDGE, made, cache_file=tmp_path / "no folder" / "ridge.safetensors")
+    assert isinstance(aligned, Ridge)
+    assert torch.equal(aligned.matrix, ridge_matrix(made))
+    [record] = caplog.records
+    assert "cannot be kept" in record.message
+    assert "--cache_dir" in record.message
+    assert (tmp_path / "no folder").read_text() == "mine"
+
+
 def test_a_matrix_of_another_width_is_computed_again(tmp_path: Path) -> None:
     file = tmp_path / "ridge.safetensors"
     save_file({"ridge": torch.eye(3)}, file)

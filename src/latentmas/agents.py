@@ -6,6 +6,7 @@ agents are told: that is a prompt set, unless an agent brings a prompt of its ow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -48,6 +49,8 @@ class Agent:
         for name in ("text_prompt", "latent_prompt"):
             if not isinstance(given := getattr(self, name), str | None):
                 raise ConfigError(f"{name} of agent {self.name!r} is {shown(given)}; expected a text, or None")
+            if given is not None and (fault := prompt_fault(given)):
+                raise ConfigError(f"{name} of agent {self.name!r}: {fault}")
         steps = self.latent_steps
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
             raise ConfigError(
@@ -67,7 +70,8 @@ class AgentGraph:
     edges: frozenset[tuple[str, str]] = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edges", frozenset((speaker, hearer) for speaker, hearer in self.edges))
+        object.__setattr__(self, "agents", tuple(_members(self.agents)))
+        object.__setattr__(self, "edges", _pairs(self.edges))
         names = [agent.name for agent in self.agents]
         if not names:
             raise ConfigError("a team needs at least one agent")
@@ -136,6 +140,19 @@ def parallel(agents: Sequence[Agent] | None = None) -> AgentGraph:
     return AgentGraph(tuple(agents), frozenset((expert, names[-1]) for expert in names[:-1]))
 
 
+def _pairs(edges: object) -> frozenset[tuple[str, str]]:
+    """Return edges as pairs of names; anything else is refused, also a text of two letters."""
+    if isinstance(edges, str) or not isinstance(edges, Iterable):
+        raise ConfigError(f"the edges of a team are {shown(edges)}; expected pairs: {{(speaker, hearer), ...}}")
+    found = set()
+    for edge in edges:
+        pair = tuple(edge) if isinstance(edge, tuple | list) else ()
+        if len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ConfigError(f"an edge of a team is {shown(edge)}; expected two names: (speaker, hearer)")
+        found.add((str(pair[0]), str(pair[1])))
+    return frozenset(found)
+
+
 def _members(agents: Sequence[Agent] | None) -> list[Agent]:
     """Return the agents of a team; the four of the paper where none are given."""
     if agents is None:
@@ -195,6 +212,8 @@ def load_team(path: Path | str, wiring: Wiring | None = None) -> AgentGraph:
     Raises:
         ConfigError: The file cannot be read or describes no team. Names the line and the field.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"the path of a team file is {shown(path)}; expected a text or a Path")
     return parse_team(read_text(Path(path), "team file"), str(path), wiring)
 
 

@@ -8,8 +8,10 @@ Shape letters: B rows, V vocabulary, E hidden size.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 MIN_NORM: Final = 1e-6
 RIDGE_LAMBDA: Final = 1e-5
@@ -193,13 +197,24 @@ def _load_matrix(path: Path, width: int) -> Tensor | None:
     """Return the stored matrix; None where there is none, or a torn one that must be computed again."""
     try:
         matrix = load_file(path).get("ridge")
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):  # why nothing can be kept there, saving says
         return None
     return matrix if matrix is not None and matrix.shape == (width, width) else None
 
 
 def _save_matrix(path: Path, matrix: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Keep the matrix; where that cannot be, say so and go on, for it can be computed again."""
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({"ridge": matrix.cpu().contiguous()}, unfinished)
-    unfinished.replace(path)  # atomic, so that a run beside this one never reads half a file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"ridge": matrix.cpu().contiguous()}, unfinished)
+        unfinished.replace(path)  # atomic, so that a run beside this one never reads half a file
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        logger.warning(
+            "the ridge matrix cannot be kept as %s (%s) and is computed by each run; make room, or let --cache_dir or "
+            "LATENTMAS_CACHE name another folder",
+            path,
+            getattr(error, "strerror", None) or error,
+        )

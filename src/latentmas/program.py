@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 
-from latentmas.errors import ProgramError
+from latentmas.errors import ProgramError, shown
 from latentmas.turns import Turn, add, lay
 
 DIGEST_VERSION = 2
@@ -189,6 +189,11 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+            given, kinds = getattr(self, name), int if name == "top_k" else (int, float)
+            if not isinstance(given, kinds) or isinstance(given, bool):
+                kind = "a whole number" if name == "top_k" else "a number"
+                raise ProgramError(f"{name} is {shown(given)}; expected {kind}")
         if not 0 <= self.temperature < float("inf"):
             raise ProgramError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number")
         if not 0 < self.top_p <= 1:
@@ -397,7 +402,11 @@ class Program:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.steps, str) or not isinstance(self.steps, Iterable):
+            raise ProgramError(f"a program was made of {shown(self.steps)}; expected a list of steps")
         object.__setattr__(self, "steps", tuple(self.steps))
+        if strangers := [step for step in self.steps if not isinstance(step, Step)]:
+            raise ProgramError(f"a program was made with {shown(strangers[0])}; expected Read, Think, Write ...")
         if not self.steps:
             raise ProgramError("a program needs at least one step")
         has_memory = has_hidden_state = False

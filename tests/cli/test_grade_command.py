@@ -142,3 +142,17 @@ def test_doctor_says_how_code_would_be_confined():
     done = subprocess.run([sys.executable, "-m", "latentmas", "doctor"], capture_output=True, text=True, check=True)
     assert "sandbox bwrap" in done.stdout
     assert "model-written code" in done.stdout
+
+
+def test_an_option_without_effect_is_told_once_for_each_reason(tmp_path, capsys):
+    file = write(tmp_path / "answers.jsonl", CHOICE)
+    options = "--dataset none.jsonl --workers 2 --code_exec rlimit --grading hub --math_verify"
+    assert main(["grade", str(file), *options.split()]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert sorted(said) == [
+        "--dataset has no effect: the answers hold all that grading needs",
+        "--grading, --workers and --code_exec have no effect: none of these answers is code",
+        "--math_verify has no effect: none of these answers is a number",
+    ]
+    assert main(["grade", str(write(tmp_path / "answers.jsonl", NUMBER)), "--math_verify"]) == 0
+    assert "no effect" not in capsys.readouterr().err

@@ -111,7 +111,14 @@ MISTAKES = [
     ("grade rows.jsonl --grading Hub", "'Hub'", "'hub'"),
     ("plot embedding x", "'embedding'", "'embeddings'"),
     ("handovers --keeps 2", "'2'", "(0, 1]"),
+    ("handovers --keeps ,", "','", "separated by commas"),
+    ("handovers --filters ,", "','", "receiver,random"),
+    ("handovers --filters best", "'best'", "choose from"),
+    ("handovers --output_dir rows.jsonl", "rows.jsonl", "choose another --output_dir"),
     ("demo --max_samples x", "'x'", "a whole number"),
+    ("vllm --model_name scripted", "'scripted'", "name a model"),
+    (f"{RUN} --max_samples all", "'all'", "-1 is all"),
+    (f"{RUN} --team=~/no/team.yaml", str(Path("~/no/team.yaml").expanduser()), "No such file"),
 ]
 
 

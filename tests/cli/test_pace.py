@@ -96,6 +96,17 @@ def test_a_text_has_its_length_the_rows_that_go_on_and_a_rate(clock):
     assert pace.doing() == ("batch 1 of 7: judger 4 of 4, writing 310 of 2048, 17 of 20 still going, 50 tokens/s")
 
 
+def test_the_first_token_which_comes_with_the_prompt_is_in_no_rate(clock):
+    pace = Pace(total=8, clock=clock)
+    pace.report(writing(8, 0))
+    clock.now += 0.05
+    pace.report(writing(8, 1, tokens=8))
+    assert pace.rate() == ""
+    clock.now += 0.2
+    pace.report(writing(8, 2, tokens=16))
+    assert pace.rate() == "40 tokens/s"
+
+
 def test_the_rate_begins_anew_with_the_next_text(clock):
     pace = open_pace(clock, 140)
     pace.report(writing(20, 1, tokens=20))

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from latentmas import Agent, Session, Team, chain, load_team, parallel
+from latentmas import Agent, AgentGraph, Program, Sampling, Session, Team, chain, load_team, parallel
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import LatentMASError
 from latentmas.experiment import runner
+from latentmas.experiment.config import RunConfig
 from latentmas.samples import Sample
 
 USER = {"role": "user", "content": "x"}
@@ -79,6 +80,8 @@ MISTAKES = {
     "a graph is no name": opened(graph="chain"),
     "a graph or a topology": opened(graph=chain([ONE]), options={"topology": "parallel"}),
     "a model has a name": opened(model_name=None),
+    "a model folder is there": opened(model_name="./missing"),
+    "a model is no address": opened(model_name="https://huggingface.co/Qwen/Qwen3-4B"),
     "a method is known": opened(method="latent"),
     "a prompt set is known": opened(prompt="sequentiel"),
     "steps are a number": opened(latent_steps="many"),
@@ -101,6 +104,23 @@ MISTAKES = {
     "agents count steps": lambda team: Agent(name="a", role="b", latent_steps="5"),
     "agents have names": lambda team: Agent(name="", role="b"),
     "agents read texts": lambda team: Agent(name="a", role="b", latent_prompt=5),
+    "agents have prompts that say something": lambda team: Agent(name="a", role="b", latent_prompt=" "),
+    "placeholders are spelled right": lambda team: Agent(name="a", role="b", text_prompt="Solve: {qestion}"),
+    "edges are pairs": lambda team: AgentGraph((ONE, Agent(name="b", role="judger")), ("ab",)),
+    "edges are there": lambda team: AgentGraph((ONE,), None),
+    "edges join names": lambda team: AgentGraph((ONE,), ((1, 2),)),
+    "a graph has agents": lambda team: AgentGraph(("a", "b")),
+    "a team file has a path": lambda team: load_team(None),
+    "a team file is no mapping": lambda team: load_team({"agents": []}),
+    "a temperature of sampling is a number": lambda team: Sampling(temperature="1"),
+    "top-k is whole": lambda team: Sampling(top_k=2.5),
+    "top-p is no switch": lambda team: Sampling(top_p=True),
+    "a program is no text": lambda team: Program("abc"),
+    "a program has steps": lambda team: Program(["read"]),
+    "a program is not None": lambda team: Program(None),
+    "a config has a method": lambda team: RunConfig(),
+    "a config knows its options": lambda team: RunConfig(method="latent_mas", model_name="tiny", latent_step=3),
+    "a config is a mapping": lambda team: RunConfig.from_options(None),
     "a team file is there": lambda team: load_team(Path("missing.yaml")),
     "a session takes a backend": Session,
     "a session takes this backend": lambda team: Session(ScriptedBackend()),
@@ -173,3 +193,8 @@ def test_a_closed_team_says_so():
 def test_a_path_and_a_plain_answer_kind_are_no_mistakes(model_folder):
     team = Team(model_folder, method="baseline", max_new_tokens=2, answer_kind="choice")
     assert team.ask("x").agents[0].prompt
+
+
+def test_a_team_says_of_a_missing_folder_what_a_run_says():
+    with pytest.raises(LatentMASError, match=r"there is no model folder './missing'; give a local folder"):
+        Team("./missing")

@@ -180,6 +180,20 @@ def test_scores_that_make_no_sense_are_refused(scores: Tensor, message: str) -> 
         choose(Fixed(scores), spec(Budget(amount=0.5)), sight(memory))
 
 
+@pytest.mark.parametrize("scores", [None, 1, [1.0] * 7])
+def test_scores_that_are_no_tensor_are_refused_in_words_about_the_filter(scores: object) -> None:
+    memory = memory_of([[(6, 0), (1, 0)]])
+    with pytest.raises(CapabilityError, match=r"gave .* for scores; expected a tensor, rows x slots"):
+        choose(Fixed(scores), spec(Budget(amount=0.5)), sight(memory))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scores", [torch.arange(7)[None], torch.arange(7)[None] > 3])
+def test_whole_numbers_and_truths_are_scores(scores: Tensor) -> None:
+    memory = memory_of([[(6, 0), (1, 0)]])
+    kept = choose(Fixed(scores), spec(Budget(unit=Unit.SLOTS, amount=3)), sight(memory))
+    assert kept.flatten().nonzero().flatten().tolist() == [4, 5, 6]
+
+
 def test_heads_that_would_keep_different_numbers_of_slots_are_refused() -> None:
     memory = memory_of([[(6, 0), (1, 0)]])
     scores = torch.zeros(LAYERS, 1, HEADS, 7)

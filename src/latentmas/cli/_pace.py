@@ -78,7 +78,9 @@ class Pace:
         if progress.batch == 0:
             self._peak = max(self._peak, progress.going)
         same = before is not None and (before.phase, before.agents) == (progress.phase, progress.agents)
-        if not same or progress.tokens < self._mark[1] or (before is not None and progress.step < before.step):
+        # The first token of a text comes with its prompt, in no time.
+        first = progress.phase is Phase.WRITING and progress.step <= 1
+        if not same or first or progress.tokens < self._mark[1] or (before is not None and progress.step < before.step):
             self._mark, self._rate = (now, progress.tokens), 0.0
         elif now > self._mark[0]:
             self._rate = (progress.tokens - self._mark[1]) / (now - self._mark[0])

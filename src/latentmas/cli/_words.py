@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from latentmas.errors import ConfigError
@@ -78,9 +79,11 @@ def understood(
             continue
         if not equals:
             value = _next(name, left, table)
+        elif value.startswith("~/"):
+            value = str(Path(value).expanduser())  # a shell does that only where a word begins
         if not value.strip():
             raise ConfigError(f"{name} is given without a value; write a value behind it, or leave {name} out")
-        _check_number(name, value, table[name].number)
+        _check_number(name, value, table[name].number, command)
         found += [name, value]
     return found
 
@@ -128,13 +131,15 @@ def _next(name: str, left: Iterator[str], table: dict[str, Option]) -> str:
     return value
 
 
-def _check_number(name: str, value: str, number: type[int] | type[float] | None) -> None:
+def _check_number(name: str, value: str, number: type[int] | type[float] | None, command: str) -> None:
     if number is None:
         return
     try:
         number(value)
     except ValueError as error:
         kind = "a whole number, such as 10" if number is int else "a number, such as 0.5"
+        if name == "--max_samples" and value.strip().lower() == "all" and command == "latentmas run":
+            kind = "a whole number, and -1 is all"
         raise ConfigError(f"{name} is {value!r}; it takes {kind}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, cast
@@ -15,12 +15,12 @@ from rich.console import Console
 
 from latentmas.cli._pace import Pace
 from latentmas.cli._terminal import progress, sigterm_interrupts, warnings_shown
-from latentmas.cli.run import FAILED, INTERRUPTED, say
+from latentmas.cli.run import FAILED, INTERRUPTED, say, tell_idle
 from latentmas.errors import CapabilityError, ConfigError, StoreError, UnknownNameError
 from latentmas.experiment import report
 from latentmas.experiment.grading import Grading
 from latentmas.protocols import Task
-from latentmas.samples import Score, Verdict
+from latentmas.samples import AnswerKind, Score, Verdict
 
 
 def command(
@@ -102,6 +102,16 @@ def command(
     if output is not None:
         _refuse_to_overwrite(output, answers)
     plan = regrade.plan(stored.answers, grading_of)
+    given = {
+        "dataset": dataset is not None,
+        "math_verify": math_verify is not None,
+        "grading": grading is not None,
+        "workers": workers != 0,
+        "code_exec": code_exec != "auto",
+        "allow_unsafe_code_exec": allow_unsafe_code_exec,
+    }
+    tasks = [compose.find_task(name) for name in plan.gradings]
+    _tell_what_is_idle(console, given, tasks, reads_rows=stored.reads_rows)
     ungraded = 0
     tally = report.Tally()
     changed: Counter[tuple[Verdict | None, Verdict]] = Counter()
@@ -132,6 +142,15 @@ def command(
     if ungraded:
         say(console, f"{ungraded} answers could not be graded here and have no line; try again when there is room")
     return FAILED if ungraded or not stored.answers else 0
+
+
+def _tell_what_is_idle(console: Console, given: dict[str, bool], tasks: Sequence[Task], *, reads_rows: bool) -> None:
+    kinds = {task.answer_kind for task in tasks if task.scorer is None}
+    idle = {name: "none of these answers is code" for name in given if AnswerKind.CODE not in kinds}
+    idle["dataset"] = "" if reads_rows else "the answers hold all that grading needs"
+    idle["math_verify"] = "" if AnswerKind.NUMBER in kinds else "none of these answers is a number"
+    for reason in filter(None, dict.fromkeys(idle.values())):
+        tell_idle(console, {name: given[name] for name, why in idle.items() if why == reason}, reason)
 
 
 def _say_changes(console: Console, changed: Counter[tuple[Verdict | None, Verdict]]) -> None:

@@ -56,7 +56,11 @@ def command(
     from latentmas.experiment import sweep
 
     console = Console(stderr=True)
-    grid = sweep.cells(_names(filters), [_share(word) for word in _names(keeps)], _names(positions))
+    grid = sweep.cells(
+        _names(filters, "receiver,random"),
+        [_share(word) for word in _names(keeps, "1,0.5")],
+        _names(positions, "true,rerotate"),
+    )
     options = {
         "method": "latent_mas",
         "model_name": model_name,
@@ -78,7 +82,6 @@ def command(
                 silence_transformers()  # which the checks have imported
                 return stack.enter_context(progress(console, Pace(total=total, run=cell)))
 
-            output_dir.mkdir(parents=True, exist_ok=True)
             points += sweep.sweep(grid, options=options, folder=output_dir, show=show)
     except KeyboardInterrupt:
         say(console, "interrupted; the same command goes on")
@@ -113,8 +116,10 @@ def _table(points: list[sweep.Point]) -> Table:
     return table
 
 
-def _names(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
+def _names(words: str, such_as: str) -> list[str]:
+    if not (found := [word.strip() for word in words.split(",") if word.strip()]):
+        raise ConfigError(f"{words!r} holds no word; expected words separated by commas, such as {such_as}")
+    return found
 
 
 def _share(word: str) -> float:

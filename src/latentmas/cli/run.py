@@ -243,6 +243,14 @@ def _summed_up(folder: RunFolder, config: RunConfig, total: int, *, wall_seconds
     return summary
 
 
+def tell_idle(console: Console, given: Mapping[str, bool], reason: str) -> None:
+    """Say in one line which of these options have no effect, of those that were given."""
+    if names := [name for name, is_given in given.items() if is_given]:
+        from latentmas.experiment.effects import without_effect
+
+        say(console, without_effect(names, reason))
+
+
 def say(console: Console, sentence: str) -> None:
     """Print a sentence as it is: in one line, without markup."""
     console.print(sentence, markup=False, highlight=False, soft_wrap=True)

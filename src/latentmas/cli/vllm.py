@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+from rich.console import Console
 
-from latentmas.errors import UnknownNameError
+from latentmas.cli.run import tell_idle
+from latentmas.errors import CapabilityError, UnknownNameError
 from latentmas.experiment.config import RunConfig
 from latentmas.samples import AnswerKind
+
+TOKENS: Final = 512
 
 
 def command(
@@ -33,7 +37,7 @@ def command(
     soft_temperature: Annotated[
         float | None, typer.Option("--soft_temperature", help="Temperature of --alignment soft.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Tokens of the answer.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Tokens of the answer.")] = TOKENS,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     revision: Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub model.")] = None,
 ) -> int:
@@ -55,6 +59,10 @@ def command(
 
     check_model_name(model_name)
 
+    if model_name == models.SCRIPTED:
+        raise CapabilityError(
+            f"{model_name!r} is a backend without a model, so there is nothing to serve; name a model"
+        )
     if answer_kind not in list(AnswerKind):
         raise UnknownNameError("answer kind", answer_kind, list(AnswerKind))
     optional: dict[str, object] = {
@@ -77,6 +85,20 @@ def command(
         }
     ).with_defaults({}, models.model_defaults(model_name))
     codec = models.open_codec(config)
+    console = Console(stderr=True)
+    if question is None:
+        of_requests = {
+            "latent_steps": latent_steps is not None,
+            "prompt": prompt is not None,
+            "topology": topology is not None,
+            "answer_kind": answer_kind != AnswerKind.NUMBER,
+            "team": team is not None,
+            "max_new_tokens": max_new_tokens != TOKENS,
+            "temperature": temperature != 0,
+        }
+        tell_idle(console, of_requests, "requests say that, so it goes with --question")
+    if config.alignment_name != "soft":
+        tell_idle(console, {"soft_temperature": soft_temperature is not None}, "it belongs to --alignment soft")
     if question is None:
         print(shlex.join(serving.server_command(config, codec)))
     else:

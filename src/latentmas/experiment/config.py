@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentmas.errors import ConfigError, LatentMASError
+from latentmas.errors import ConfigError, LatentMASError, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,6 +463,13 @@ class RunConfig(BaseModel):
         default="cuda:1", min_length=1, description="Device of that second copy, as --device names them."
     )
 
+    def __init__(self, **options: object) -> None:
+        """Check the options, as `from_options` does."""
+        try:
+            super().__init__(**options)
+        except ValidationError as invalid:
+            raise _first_error(invalid) from None
+
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> RunConfig:
         """Return the config of explicitly given options.
@@ -470,6 +477,8 @@ class RunConfig(BaseModel):
         Raises:
             ConfigError: The first thing that is wrong, in one sentence that names the option.
         """
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"the options of a run are {shown(options)}; expected a mapping of names to values")
         try:
             return cls.model_validate(dict(options))
         except ValidationError as invalid:

@@ -6,7 +6,7 @@ certainly a mistake is refused by `RunConfig` instead. No sentence is about an o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,7 +132,7 @@ def remarks(config: RunConfig, situation: Situation) -> tuple[str, ...]:
         given = [name for name in idle.names if config.gives(name) and name not in told]
         told.update(given)
         if given:
-            sentences.append(f"{_listed(given)} {'has' if len(given) == 1 else 'have'} no effect: {idle.reason}")
+            sentences.append(without_effect(given, idle.reason))
     return (*sentences, *([] if situation.has_template else [NO_TEMPLATE]))
 
 
@@ -299,6 +299,11 @@ def _of_engine(config: RunConfig, situation: Situation) -> Iterator[Idle]:
         yield Idle(names, "nobody thinks, so vLLM works alone")
     elif not config.use_second_HF_model:
         yield Idle(("device2",), "it belongs to --use_second_HF_model")
+
+
+def without_effect(names: Sequence[str], reason: str) -> str:
+    """Return for example ``--keep and --budget have no effect: ...``."""
+    return f"{_listed(names)} {'has' if len(names) == 1 else 'have'} no effect: {reason}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -47,12 +47,14 @@ class StoredAnswers:
         options: Grading options of the run the answers come from; empty for a file.
         failed: Samples that ended with an error and have no answer.
         ignored: Keys of the file's lines that mean nothing here.
+        reads_rows: Texts that the records leave out come from the rows of the run.
     """
 
     answers: tuple[Stored, ...]
     options: Mapping[str, object]
     failed: int = 0
     ignored: tuple[str, ...] = ()
+    reads_rows: bool = False
 
 
 def read_stored(path: Path, *, dataset: Path | None = None) -> StoredAnswers:
@@ -115,7 +117,8 @@ def _of_run(folder: Path, dataset: Path | None) -> StoredAnswers:
         raise DataError(f"{folder} has no manifest.json, so it is no run folder")
     task = compose.find_task(str(manifest.config["task"]))
     records = list(read_records(folder / "records.jsonl"))
-    originals = _withheld_samples(manifest, task, dataset) if _lack_options(records, task) else {}
+    lacking = _lack_options(records, task)
+    originals = _withheld_samples(manifest, task, dataset) if lacking else {}
     found = []
     for record in records:
         answered = record.answered()
@@ -135,7 +138,7 @@ def _of_run(folder: Path, dataset: Path | None) -> StoredAnswers:
     options: dict[str, object] = {
         name: manifest.config[name] for name in ("grading", "math_verify") if name in manifest.config
     }
-    return StoredAnswers(answers=tuple(found), options=options, failed=len(records) - len(found))
+    return StoredAnswers(answers=tuple(found), options=options, failed=len(records) - len(found), reads_rows=lacking)
 
 
 def _lack_options(records: Sequence[Record], task: Task) -> bool:

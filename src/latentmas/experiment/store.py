@@ -236,7 +236,10 @@ class RunFolder:
         known = frozenset(self._identity.sample_ids)
         for number, (end, record) in enumerate(_complete_lines(self.records_path), start=1):
             if record.id in self._finished:
-                raise RunFolderError(f"{self.records_path} line {number}: a second record of sample {record.id!r}")
+                raise RunFolderError(
+                    f"{self.records_path} line {number}: a second record of sample {record.id!r}; "
+                    "delete one of the two lines"
+                )
             if record.id not in known:
                 raise RunFolderError(f"{self.records_path} line {number}: {record.id!r} is no sample of this run")
             self._finished[record.id] = record.verdict

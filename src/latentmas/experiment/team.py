@@ -15,6 +15,7 @@ from latentmas.agents import AgentGraph
 from latentmas.errors import ConfigError, SampleError, UnknownNameError, shown
 from latentmas.experiment import compose, effects, engines, handovers, models, runner
 from latentmas.experiment.config import RunConfig
+from latentmas.experiment.model_names import check_model_name
 from latentmas.experiment.questions import Asked, sample_of, samples_of
 from latentmas.experiment.shared import SharedBackend
 from latentmas.protocols import Codec
@@ -113,6 +114,7 @@ class Team:
         if graph is not None and (wired := [name for name in ("team", "topology") if config.gives(name)]):
             raise ConfigError(f"graph says who hears whom, and so does the option {wired[0]!r}; give one")
         kind = _answer_kind(answer_kind)
+        check_model_name(config.model_name)
         config = config.with_defaults({}, models.model_defaults(config.model_name))
         prompt_set = prompts.load_prompts(config.prompt)
         self.config = config.with_topology(compose.default_topology(config, prompt_set))

@@ -32,7 +32,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentmas.errors import CapabilityError, MemoryMismatchError
+from latentmas.errors import CapabilityError, MemoryMismatchError, shown
 from latentmas.memory import LatentMemory
 from latentmas.program import Budget, KeepSpec, Protect, SlotKind, Unit
 
@@ -117,7 +117,7 @@ def choose(filter_: Filter, spec: KeepSpec, sight: Sight) -> Tensor:
         MemoryMismatchError: The filter rules out more slots in one layer or head than in another.
     """
     memory = sight.memory
-    scores = filter_.score(sight)
+    scores = _numbers(filter_.score(sight), spec)
     if scores.dim() == 2:
         scores = scores[None, :, None]
     fits = scores.dim() == 4 and scores.shape[1] == memory.rows and scores.shape[3] == memory.slots
@@ -158,6 +158,16 @@ def choose(filter_: Filter, spec: KeepSpec, sight: Sight) -> Tensor:
     # At least one slot: an empty memory is what a control arm is for. What is protected may exceed the budget.
     sizes = torch.maximum(torch.minimum(wanted.clamp_min(1), most), fewest)
     return _best(ranked, first, sizes)
+
+
+def _numbers(scores: object, spec: KeepSpec) -> Tensor:
+    """Return scores as floating point; whole numbers, such as positions, and truths are scores as well."""
+    if not isinstance(scores, Tensor):
+        raise CapabilityError(
+            f"filter {spec.name!r} gave {shown(scores)} for scores; expected a tensor, rows x slots, or layers x rows "
+            "x heads x slots"
+        )
+    return scores if scores.is_floating_point() else scores.double()
 
 
 def protected(memory: LatentMemory, protect: Protect) -> Tensor:
