@@ -17,6 +17,7 @@ from latentmas.program import (
     Handover,
     Join,
     KeepSpec,
+    Positions,
     Program,
     Read,
     Recall,
@@ -341,3 +342,17 @@ def test_parameters_of_a_filter_have_one_order_and_structural_filters_have_none(
     assert hash(listed) == hash(KeepSpec(name="knn", parameters=(("a", "x"), ("b", 1))))
     with pytest.raises(ProgramError, match="takes no parameters"):
         KeepSpec(name="thoughts", parameters=(("share", 0.5),))
+
+
+def test_positions_that_collide_are_counted_to_where_slots_still_are():
+    """Of two who hear one the later one is laid behind the number of slots of the first, which reach further."""
+    thoughts = KeepSpec(name="thoughts")
+    cut = Handover(agent="planner", keep=thoughts, positions=Positions.PUBLISHED)
+    late = (Read(agent="planner", tokens=(1,) * 9), Think(agent="planner", steps=2), cut)
+    [alone] = [Program((*late, Read(agent="critic", tokens=(3,)))).count()]
+    assert alone.positions == 11, "as far as it ever went"
+    other = Program(
+        (Read(agent="refiner", tokens=(1,) * 9), Think(agent="refiner", steps=4), replace(cut, agent="refiner"))
+    )
+    joined = Program((Join(branches=(Program(late), other)), Read(agent="critic", tokens=(3,)))).count()
+    assert joined.positions == 2 + 13, "the second one's thoughts lie at 9 to 12, and move by 2"
