@@ -503,6 +503,7 @@ class Program:
                     pass
             if isinstance(step, Handover) and not step.passes_everything and step.positions is Positions.PUBLISHED:
                 left.follow_slots()
+            left.chosen |= isinstance(step, Handover) and not step.keep.structural
             peak, farthest = max(peak, left.size), max(farthest, left.reach)
         count = Count(
             prompt_tokens=prompt,
@@ -532,11 +533,13 @@ class _Left:
     Attributes:
         slots: How many slots of each agent and kind are left.
         reach: One past the largest position of any slot; beyond the turns where new positions collide with old ones.
+        chosen: A filter may have dropped any of the slots that are counted here.
     """
 
     turns: list[Turn] = field(default_factory=list)
     slots: dict[tuple[str, SlotKind], int] = field(default_factory=dict)
     reach: int = 0
+    chosen: bool = False
 
     @property
     def size(self) -> int:
@@ -560,9 +563,14 @@ def _union(parts: Sequence[_Left]) -> _Left:
         # What lies beyond the turns moves as the last of them does.
         behind = part.reach - sum(turn.length for turn in part.turns[:-1])
         result.reach = max(result.reach, starts[-1] + behind if starts else 0)
+    known: set[str] = set()
     for part in parts:
-        already = {agent for agent, _ in result.slots}
-        result.slots |= {key: amount for key, amount in part.slots.items() if key[0] not in already}
+        for key, amount in part.slots.items():
+            if key[0] not in known:
+                result.slots[key] = max(amount, result.slots.get(key, 0))
+        if not part.chosen:  # otherwise it may hold nothing of an agent, and a later part brings it
+            known |= {agent for (agent, _), amount in part.slots.items() if amount}
+        result.chosen |= part.chosen
     return result
 
 
