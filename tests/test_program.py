@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from latentmas.backends.scripted import ScriptedBackend
 from latentmas.errors import LatentMASError, ProgramError
 from latentmas.program import (
+    Budget,
     Count,
     Handover,
     Join,
     KeepSpec,
+    Positions,
     Program,
     Read,
     Recall,
@@ -341,3 +343,28 @@ def test_parameters_of_a_filter_have_one_order_and_structural_filters_have_none(
     assert hash(listed) == hash(KeepSpec(name="knn", parameters=(("a", "x"), ("b", 1))))
     with pytest.raises(ProgramError, match="takes no parameters"):
         KeepSpec(name="thoughts", parameters=(("share", 0.5),))
+
+
+def test_positions_that_collide_are_counted_to_where_slots_still_are():
+    """Of two who hear one the later one is laid behind the number of slots of the first, which reach further."""
+    thoughts = KeepSpec(name="thoughts")
+    cut = Handover(agent="planner", keep=thoughts, positions=Positions.PUBLISHED)
+    late = (Read(agent="planner", tokens=(1,) * 9), Think(agent="planner", steps=2), cut)
+    [alone] = [Program((*late, Read(agent="critic", tokens=(3,)))).count()]
+    assert alone.positions == 11, "as far as it ever went"
+    other = Program(
+        (Read(agent="refiner", tokens=(1,) * 9), Think(agent="refiner", steps=4), replace(cut, agent="refiner"))
+    )
+    joined = Program((Join(branches=(Program(late), other)), Read(agent="critic", tokens=(3,)))).count()
+    assert joined.positions == 2 + 13, "the second one's thoughts lie at 9 to 12, and move by 2"
+
+
+def test_slots_that_a_filter_may_have_dropped_on_one_path_are_counted_as_another_path_has_them():
+    """The first branch may be left with nothing of the planner, whose nine slots the second one then brings."""
+    cut = Handover(agent="planner", keep=KeepSpec(name="recency", budget=Budget(amount=0.5)))
+    first = Program((Read(agent="planner", tokens=(1, 2)), Read(agent="critic", tokens=(3,) * 6), cut))
+    second = Program((Read(agent="planner", tokens=(1,) * 9),))
+    count = Program(
+        (Join(branches=(first, second)), Handover(agent="critic"), Read(agent="last", tokens=(4,) * 9))
+    ).count()
+    assert count.max_slots == 9 + 6 + 9

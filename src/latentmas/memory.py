@@ -338,14 +338,19 @@ class LatentMemory:
         self.next_position = self.real_slots
 
     def _compact_turns(self) -> list[tuple[Begun, ...]]:
-        """Return the turns once the slots have moved together to 0, 1, 2 ..."""
-        if not self.uniform:
-            return [(Begun(None, 0),)] * self.rows  # each head has its own
-        positions = self._positions[0, :, 0, : self.slots]
-        return [
-            tuple(Begun(agent, int((valid & (own < start)).sum())) for agent, start in turns)
-            for turns, valid, own in zip(self.turns, self.valid, positions, strict=True)
-        ]
+        """Return the turns once the slots have moved together to 0, 1, 2 ...; nobody's where heads differ in them.
+
+        A row is looked at by itself: what others in the batch kept has no part in where its turns lie.
+        """
+        used, compact = self._positions[..., : self.slots], []
+        for row, turns in enumerate(self.turns):
+            starts = torch.tensor([turn.start for turn in turns], dtype=torch.long, device=self.device)
+            before = used[:, row, :, None] < starts[:, None]  # [P, Q, turns, S]
+            counts = (before & self.valid[row]).sum(dim=-1)
+            agreed = bool((counts == counts[:1, :1]).all())
+            anew = zip(turns, counts[0, 0].tolist(), strict=True)
+            compact.append(tuple(Begun(turn.agent, at) for turn, at in anew) if agreed else (Begun(None, 0),))
+        return compact
 
     @classmethod
     def join(cls, parts: Sequence[LatentMemory], ropes: Sequence[Rope]) -> LatentMemory:
@@ -405,7 +410,8 @@ class LatentMemory:
         chosen = torch.cat(wanted, dim=-1)
         once = _sizes(chosen)
         result.made = sum((part.made - part.real_slots for part in parts), once)
-        return result._gather(*_places(chosen, once), release=True)
+        order, real = _places(chosen, once)
+        return result._gather(result._by_position(order, real), real, release=True)
 
     @classmethod
     def stack(cls, parts: Sequence[LatentMemory]) -> LatentMemory:
@@ -499,12 +505,14 @@ class LatentMemory:
         return bytes_stored, errors[0], errors[1]
 
     def shares(self) -> list[list[Share]]:
-        """Return for each row what belongs to whom, in the order in which agents came; measured from the tensors."""
+        """Return for each row what belongs to whom, in the order in which it lies; measured from the tensors."""
         codes = self._agents[..., : self.slots].long() * len(SlotKind) + self._kinds[..., : self.slots]  # [P, B, Q, S]
         codes = torch.where(self.valid[None, :, None], codes, -1)
-        found: list[list[Share]] = [[] for _ in range(self.rows)]
+        found: list[list[tuple[int, Share]]] = [[] for _ in range(self.rows)]
         for code in torch.bincount((codes + 1).flatten())[1:].nonzero().flatten().tolist():
-            counts = (codes == code).sum(dim=-1).double().cpu()  # [P, B, Q]
+            here = codes == code
+            counts = here.sum(dim=-1).double().cpu()  # [P, B, Q]
+            begins = here.any(dim=2).any(dim=0).byte().argmax(dim=-1).tolist()  # [B]
             slots = counts.mean(dim=(0, 2)).tolist()
             sizes = torch.zeros(self.rows, dtype=torch.float64)
             for layer in range(self.layers):
@@ -517,8 +525,10 @@ class LatentMemory:
             for row, (mean, size) in enumerate(zip(slots, sizes.tolist(), strict=True)):
                 if mean:
                     name = self.agent_names[agent]
-                    found[row].append(Share(agent=name, kind=SlotKind(kind), slots=mean, bytes=round(size)))
-        return found
+                    share = Share(agent=name, kind=SlotKind(kind), slots=mean, bytes=round(size))
+                    found[row].append((begins[row], share))
+        # By the row alone: agents have their numbers from whichever row of the batch brought them first.
+        return [[share for _, share in sorted(of_row, key=lambda item: item[0])] for of_row in found]
 
     def save(self, path: Path | str, fingerprint: str, storage: Storage = Storage.NATIVE) -> None:
         """Write a safetensors file that only a model with this fingerprint will read back.
@@ -613,7 +623,8 @@ class LatentMemory:
         sets = max(order.shape[0], self._positions.shape[0])
         heads = max(order.shape[2], self._positions.shape[2])
         width = kept.shape[1]
-        # Room is gathered as well, from anywhere: it is overwritten before it is used.
+        # Room is gathered as well, from anywhere, where there is anything: it is overwritten before it is used.
+        room = room if self.slots else 0
         order, kept = pad(order, (0, room)), pad(kept, (0, room))
         result = LatentMemory(self.rows, self.layers, self.device, capacity=width + room)
         result.agent_names = list(self.agent_names)
@@ -634,6 +645,17 @@ class LatentMemory:
                     if release:
                         source[layer] = None
         return result
+
+    def _by_position(self, order: Tensor, real: Tensor) -> Tensor:
+        """Return the slots that `order` names as they lie one behind the other, padding first; see `_places`.
+
+        Whose turn comes first may be held by a later memory alone: then its slots come first as well.
+        """
+        sets, heads = (max(order.shape[axis], self._positions.shape[axis]) for axis in (0, 2))
+        order = order.expand(sets, -1, heads, -1)
+        positions = self._positions[..., : self.slots].expand(sets, -1, heads, -1).gather(3, order)
+        places = torch.where(real[None, :, None], positions, -1).argsort(dim=-1, stable=True)
+        return order.gather(3, places)
 
     def _label(self, label: Tensor) -> Tensor:
         used = label[..., : self.slots]

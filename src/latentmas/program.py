@@ -477,7 +477,7 @@ class Program:
         Args:
             recalled: What each of the branches left that it goes on from.
         """
-        prompt = thoughts = written = peak = 0
+        prompt = thoughts = written = peak = farthest = 0
         left = _union(recalled)
         for step in self.steps:
             match step:
@@ -504,18 +504,22 @@ class Program:
                             inner, made[number] = branch._count([made[other] for other in branch.recalled])
                             prompt += inner.prompt_tokens
                             thoughts += inner.thoughts
+                            farthest = max(farthest, inner.positions)
                             together += inner.max_slots  # those of a wave run side by side
                         peak = max(peak, together)
                     left = _union([made[number] for number in step.laid_down])
                 case Handover() | Recall():
                     pass
-            peak = max(peak, left.size)
+            if isinstance(step, Handover) and not step.passes_everything and step.positions is Positions.PUBLISHED:
+                left.follow_slots()
+            left.chosen |= isinstance(step, Handover) and not step.keep.structural
+            peak, farthest = max(peak, left.size), max(farthest, left.reach)
         count = Count(
             prompt_tokens=prompt,
             thoughts=thoughts,
             max_written_tokens=written,
             max_slots=peak,
-            positions=sum(turn.length for turn in left.turns),
+            positions=farthest,
         )
         return count, left
 
@@ -537,10 +541,14 @@ class _Left:
 
     Attributes:
         slots: How many slots of each agent and kind are left.
+        reach: One past the largest position of any slot; beyond the turns where new positions collide with old ones.
+        chosen: A filter may have dropped any of the slots that are counted here.
     """
 
     turns: list[Turn] = field(default_factory=list)
     slots: dict[tuple[str, SlotKind], int] = field(default_factory=dict)
+    reach: int = 0
+    chosen: bool = False
 
     @property
     def size(self) -> int:
@@ -549,14 +557,29 @@ class _Left:
     def grow(self, agent: str, kind: SlotKind, amount: int) -> None:
         self.slots[agent, kind] = self.slots.get((agent, kind), 0) + amount
         add(self.turns, agent, amount)
+        self.reach = max(self.reach, sum(turn.length for turn in self.turns))
+
+    def follow_slots(self) -> None:
+        """Let the next position be the number of slots, which stay where they are."""
+        self.turns = [Turn(None, self.size)]
 
 
 def _union(parts: Sequence[_Left]) -> _Left:
     """Return what a Join of these leaves: every turn once, and slots as the first part has them that holds any."""
-    result = _Left(turns=lay([part.turns for part in parts]).turns)
+    laying = lay([part.turns for part in parts])
+    result = _Left(turns=laying.turns, reach=laying.end)
+    for part, starts in zip(parts, laying.starts, strict=True):
+        # What lies beyond the turns moves as the last of them does.
+        behind = part.reach - sum(turn.length for turn in part.turns[:-1])
+        result.reach = max(result.reach, starts[-1] + behind if starts else 0)
+    known: set[str] = set()
     for part in parts:
-        already = {agent for agent, _ in result.slots}
-        result.slots |= {key: amount for key, amount in part.slots.items() if key[0] not in already}
+        for key, amount in part.slots.items():
+            if key[0] not in known:
+                result.slots[key] = max(amount, result.slots.get(key, 0))
+        if not part.chosen:  # otherwise it may hold nothing of an agent, and a later part brings it
+            known |= {agent for (agent, _), amount in part.slots.items() if amount}
+        result.chosen |= part.chosen
     return result
 
 

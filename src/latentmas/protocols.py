@@ -95,7 +95,7 @@ class HandoverAccount:
 
     Attributes:
         keep, positions, storage: What was asked for, in words.
-        shares: By agent and kind of slot, in the order in which agents came.
+        shares: By agent and kind of slot, in the order in which they lie in the row.
         storage_before, storage_after: Bytes of the storages behind the whole batch's memory, each counted once, per
             sample; padding and reserve are in them.
         stored_bytes: Bytes of the sample's share as they waited for the next agent.

@@ -153,6 +153,17 @@ def test_messages_without_a_reply_stand_in_a_row(opened, template):
         assert read_and_written(session) == backend.codec.encode_chat(said).tokens
 
 
+@pytest.mark.parametrize("template", [BRACKETS, None], ids=["brackets", "none"])
+def test_an_empty_reply_keeps_what_the_template_puts_before_it_when_messages_follow(opened, template):
+    backend = opened(template)
+    session = Session(backend)
+    session.read("a", "Why?").hand_over("a")
+    session.read("a", "And then?").read("a", "What else?")
+    assert backend.codec.encode_chat(session.messages("a")).tokens == read_and_written(session)
+    text = "".join(step.text for step in session.program if isinstance(step, Read))
+    assert backend.codec.encode_chat(session.messages("a")).text == text
+
+
 def test_two_messages_in_a_row_are_refused_where_the_template_refuses_them_and_the_session_goes_on(opened):
     session = Session(opened(ALTERNATING)).read("a", "One.")
     before = read_and_written(session)

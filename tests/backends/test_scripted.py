@@ -15,6 +15,7 @@ from latentmas.program import (
     KeepSpec,
     Program,
     Read,
+    Recall,
     Sampling,
     SlotKind,
     Step,
@@ -339,3 +340,13 @@ def test_equal_programs_have_equal_completions_even_if_a_step_is_one_object():
     backend = ScriptedBackend()
     assert shared == apart
     assert backend.run([shared], [1]) == backend.run([apart], [1])
+
+
+def test_a_turn_sees_memory_in_the_order_of_its_positions_also_where_a_later_branch_brings_the_first():
+    first = Program((Read(agent="top", tokens=tuple(b"top")),))
+    near = (Recall(branches=(0,)), Read(agent="near", tokens=tuple(b"near")))
+    branches = (first, Program((*near, Handover(agent="near", keep=KeepSpec(name="last_agent")))))
+    end = (Read(agent="last", tokens=tuple(b"last")), Write(agent="last", max_new_tokens=90))
+    backend = ScriptedBackend(reply=lambda turn: " ".join(run.text for run in turn.visible))
+    [done] = backend.run([Program((Join(branches=branches, laid=(1, 0)), *end))])
+    assert done.text == "top near last"

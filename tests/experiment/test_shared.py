@@ -125,6 +125,41 @@ def test_a_lost_job_raises_in_the_thread_that_waits_for_it_and_in_no_other():
     assert unlucky == "the backend has lost 1 job: it has nothing left to return"
 
 
+class Repeating(ScriptedBackend):
+    """Returns its first outcome once more with those of the next batch."""
+
+    first = ()
+
+    def collect(self):
+        outcomes = super().collect()
+        again, self.first = self.first, self.first or tuple(outcomes[:1])
+        return [*again, *outcomes]
+
+
+def test_an_outcome_that_comes_again_is_nobody_elses_answer():
+    shared = SharedBackend(Repeating(reply=echo))
+    with closing(shared.client()) as client:
+        assert asked(client, ["one"]) == {"one": "[one]"}
+    with closing(shared.client()) as client:
+        assert asked(client, ["two"]) == {"two": "[two]"}
+
+
+def test_two_outcomes_of_one_job_are_not_taken_for_those_of_its_two_programs():
+    class Twice(Solo):
+        def solve(self, sample):
+            first = yield from super().solve(sample)
+            second = yield from super().solve(Sample(id=sample.id, question="second", target=""))
+            return Answer(text=first.text + second.text, finish_reason=second.finish_reason)
+
+    class Doubling(ScriptedBackend):
+        def collect(self):
+            return [outcome for outcome in super().collect() for _ in range(2)]
+
+    sample = Sample(id="s", question="first", target="")
+    with pytest.raises(EngineError, match="two outcomes of job 's' at once"):
+        runner.run([sample], method=Twice(), backend=Doubling(reply=echo), store=Store(), seed=0)
+
+
 def test_two_runners_that_share_a_backend_without_clients_raise_instead_of_waiting():
     backend = ScriptedBackend(reply=echo)
     backend.submit(job(key="of somebody else"))

@@ -116,11 +116,13 @@ class Tape:
         spans: list[tuple[str | None, int]] = [(None, counts[0])]
         if positions is Positions.REROTATE:
             places = self.places.clone()
-            if bool((kept == kept[:1, :1]).all()):
-                ends = [sum(length for _, length in self.spans[: number + 1]) for number in range(len(self.spans))]
-                below = [int((kept[0, 0] & (self.places[0, 0] < end)).sum()) for end in ends]
-                amounts = [after - before for before, after in zip([0, *below], below, strict=False)]
+            ends = [sum(length for _, length in self.spans[: number + 1]) for number in range(len(self.spans))]
+            below = [(kept & (self.places < end)).sum(-1).unique().tolist() for end in ends]
+            if all(len(counts) == 1 for counts in below):  # heads have as many of each turn
+                amounts = [after[0] - before[0] for before, after in zip([[0], *below], below, strict=False)]
                 spans = [(name, amount) for (name, _), amount in zip(self.spans, amounts, strict=True)]
+                while spans and not spans[-1][1]:
+                    spans.pop()  # whose turn came last and left nothing has none
             for layer, group in self._heads():
                 for number, slot in enumerate(self.order(layer, group)):
                     places[layer, group, slot] = number

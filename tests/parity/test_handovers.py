@@ -32,6 +32,7 @@ from latentmas.program import (
     Recall,
     Step,
     Think,
+    Unit,
     Write,
 )
 from latentmas.protocols import Job
@@ -734,3 +735,109 @@ def _tensors(rollout: Rollout) -> list[Tensor]:
     memory = rollout.memory
     layers = [buffer for layer in range(memory.layers) for buffer in (memory.keys(layer), memory.values(layer))]
     return [memory.valid, memory.positions, memory.next_position, memory.agents, memory.kinds, *layers]
+
+
+# Memories whose slots do not lie as they came
+
+
+def crossed(row: int, *, again: KeepSpec, positions: Positions) -> Program:
+    """Return an agent whose slots one path has dropped, and another one brings back before those of that path."""
+    top, near, far, last = prompts(800 + row, shortest=3, longest=9)
+    first: tuple[Step, ...] = (Read(agent="top", tokens=top), Think(agent="top", steps=2))
+
+    def hand(agent: str, keep: KeepSpec) -> Handover:
+        return Handover(agent=agent, keep=keep, positions=positions if keep is again else Positions.TRUE)
+
+    branches = (
+        Program(first),
+        Program(
+            (Recall(branches=(0,)), Read(agent="near", tokens=near), hand("near", KeepSpec(name="last_agent"))),
+        ),
+        Program((Recall(branches=(0,)), Read(agent="far", tokens=far), Think(agent="far", steps=1))),
+        Program((Recall(branches=(1, 2)), hand("far", again), Read(agent="middle", tokens=far))),
+    )
+    return Program(
+        (
+            Join(branches=branches, laid=(3, 0)),
+            hand("middle", again),
+            Read(agent="last", tokens=last),
+            Write(agent="last", max_new_tokens=WRITE),
+        )
+    )
+
+
+@pytest.mark.parametrize("positions", [Positions.TRUE, Positions.REROTATE])
+@pytest.mark.parametrize("keep", [half("recency"), half("key_difference", protect=Protect(newest=2))], ids=str)
+def test_slots_of_a_join_lie_in_the_order_of_their_positions(
+    tiny: Any, choices: list[Choice], keep: KeepSpec, positions: Positions
+) -> None:
+    programs = [crossed(row, again=keep, positions=positions) for row in range(4)]
+    check(tiny, choices, programs, numbers=positions is Positions.REROTATE)
+    for choice in choices:
+        for row, valid in enumerate(choice.valid):
+            lie = choice.positions[0, row, 0][valid].tolist()
+            assert lie == sorted(lie)
+
+
+def test_turns_of_a_row_do_not_depend_on_what_heads_kept_of_another(tiny: Any) -> None:
+    """The short row keeps everything, the long one of the same batch a set for each head; both move together."""
+
+    def heard(tokens: int) -> Program:
+        keep = KeepSpec(name="receiver", parameters=(("grain", "head"),), budget=Budget(unit=Unit.SLOTS, amount=5))
+        kept = Handover(agent="top", keep=keep, positions=Positions.REROTATE)
+        branches = (
+            Program((Read(agent="top", tokens=range(1, tokens + 1)),)),  # type: ignore[arg-type]
+            Program((Recall(branches=(0,)), kept, Read(agent="left", tokens=(7, 8)))),
+            Program((Recall(branches=(0,)), kept, Read(agent="right", tokens=(9,)))),
+        )
+        return Program((Join(branches=branches, laid=(1, 2)), Read(agent="last", tokens=(3, 4))))
+
+    model = tiny.model()
+    together = roll(tiny, model, [heard(4), heard(12)]).memory
+    alone = roll(tiny, model, [heard(4)]).memory
+    assert int(together.next_position[0]) == int(alone.next_position[0]) == 4 + 2 + 1 + 2
+    assert together.turns_of(0) == alone.turns_of(0)
+    assert together.turns_of(1)[0] == ("top", 5), "heads that have as many slots of it agree where a turn lies"
+
+
+def test_an_agent_that_left_nothing_is_handed_over_twice(tiny: Any) -> None:
+    def program(row: int) -> Program:
+        first, second = prompts(900 + row, agents=2, shortest=2)
+        steps = (
+            Read(agent="a", tokens=first),
+            Handover(agent="a", keep=KeepSpec(name="thoughts")),
+            Handover(agent="a", keep=half("recency"), positions=Positions.REROTATE),
+            Read(agent="b", tokens=second),
+            Write(agent="b", max_new_tokens=3),
+        )
+        return Program(steps)
+
+    memory = roll(tiny, tiny.model(), [unread(program(row)) for row in range(3)]).memory
+    lengths = [len(program(row).reads[1].tokens) for row in range(3)]
+    assert memory.real_slots.tolist() == lengths
+    assert memory.next_position.tolist() == lengths
+
+
+def test_a_branch_may_be_nothing_but_what_it_recalls(tiny: Any) -> None:
+    def program(*, again: bool) -> Program:
+        one, two = (Program((Read(agent=name, tokens=(number, 5)),)) for number, name in enumerate("ab", start=1))
+        branches = (one, two, Program((Recall(branches=(0,)),))) if again else (one, two)
+        join = Join(branches=branches, laid=(2, 1) if again else None)
+        return Program((join, Read(agent="c", tokens=(3, 4)), Write(agent="c", max_new_tokens=4)))
+
+    model = tiny.model()
+    assert written(tiny, model, [program(again=True)]) == written(tiny, model, [program(again=False)])
+
+
+def test_what_a_hand_over_tells_of_a_row_comes_in_the_order_of_that_row(tiny: Any) -> None:
+    def program(*names: str) -> Program:
+        branches = tuple(Program((Read(agent=name, tokens=(len(name), 5)),)) for name in names)
+        cut = Handover(agent=names[-1], keep=half("recency"))
+        return Program((Join(branches=branches), cut, Read(agent="c", tokens=(3, 4))))
+
+    rows = [Row(program=program(*names), seed=0) for names in (("a", "b"), ("b", "a"))]
+    Rollout(tiny.model(), tiny.alignment(tiny.model()), rows).run()
+    for row, names in zip(rows, ("ab", "ba"), strict=True):
+        handed = row.accounts[1].handover
+        assert handed is not None
+        assert "".join(share.agent for share in handed.shares) == names

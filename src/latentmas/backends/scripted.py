@@ -345,6 +345,7 @@ class _Run:
                     moved = replace(slot, position=now[slot.position])
                     self.slots.append(moved)
                     self.total += moved.weight
+        self.slots.sort(key=lambda slot: slot.position)  # a later memory may hold what lies before an earlier one's
         self.turns, self.next_position = laying.turns, laying.end
 
     def _append(self, agent: str, kind: SlotKind, content: bytes, token: int | None) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
@@ -191,12 +191,27 @@ def _collect(backend: Backend, active: Mapping[str, _InFlight], broken: set[str]
         failed = SampleError(f"{type(error).__name__}: {error}")
         broken.update(active)
         return [JobError(key=key, error=failed) for key in active]
+    if (twice := _twice(outcomes)) is not None:
+        raise EngineError(
+            f"the backend returned two outcomes of job {twice!r} at once, and one of them is not its own; a backend "
+            "that several threads use needs a SharedBackend, with a client for each"
+        )
     if not outcomes:
         raise EngineError(
             f"the backend has lost {len(active)} job{'s' * (len(active) != 1)}: it has nothing left to return; "
             "a backend that several threads use needs a SharedBackend, with a client for each"
         )
     return outcomes
+
+
+def _twice(outcomes: Sequence[Outcome]) -> str | None:
+    """Return a key that two outcomes have; None where each has its own."""
+    seen: set[str] = set()
+    for outcome in outcomes:
+        if outcome.key in seen:
+            return outcome.key
+        seen.add(outcome.key)
+    return None
 
 
 def _check_late(outcome: Outcome, broken: Collection[str]) -> None:

@@ -55,6 +55,7 @@ class SharedBackend:
         self._clients: set[Client] = set()
         self._flights: dict[str, _Flight] = {}
         self._abandoned: set[str] = set()
+        self._numbers = count(1)
         self._waiting = 0
         self._leader: Client | None = None
         self._is_closed = False
@@ -230,9 +231,8 @@ class SharedBackend:
             self._changed.notify_all()
 
     def _name_for(self, key: str) -> str:
-        """Return a key that no job in the backend has: its own, unless another client has the same."""
-        names = (key if number == 1 else f"{key}~{number}" for number in count(1))
-        return next(name for name in names if name not in self._flights and name not in self._abandoned)
+        """Return a key that no job ever had: an outcome that comes a second time must not pass for another job's."""
+        return f"{key}~{next(self._numbers)}"
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -125,8 +125,10 @@ class Dialogue:
                 f"memory has {_excerpt(in_memory)} where the model's chat template shows {how} once a later message "
                 "follows; read(..., as_written=True) keeps what was written, and a new session can read it as shown"
             )
-        read = Encoded(behind, self._tokens_behind(whole, behind))
         prompt = whole.text if whole is not None and shown is not None else before + self.reply + behind
+        if not self.written:  # nobody wrote what the template itself puts before a reply, such as a blank
+            behind = before[opened:] + behind
+        read = Encoded(behind, self._tokens_behind(whole, behind))
         after = replace(self, messages=chat, prompt=prompt, last=read, tokens=self.tokens + read.tokens, written=None)
         return after, NextRead(read)
 

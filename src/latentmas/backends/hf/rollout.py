@@ -623,7 +623,8 @@ def positions_ahead(steps: Sequence[Step]) -> int:
 
 def _asks_for_turn(branch: Program, place: int) -> bool:
     """Return whether a branch goes on from one other with a hand-over that asks what was attended to there."""
-    return branch.recalled == (place,) and isinstance(branch.steps[1], Handover) and handover.wants_sender(branch)
+    hands_over = isinstance(next(iter(branch.steps[1:]), None), Handover)  # nothing need follow a Recall
+    return branch.recalled == (place,) and hands_over and handover.wants_sender(branch)
 
 
 def _makes_memory_anew(step: Step) -> bool:
