@@ -20,7 +20,7 @@ from latentmas.backends.hf.load import LoadOptions, load_config, load_model, loa
 from latentmas.backends.hf.verify import verified
 from latentmas.cli import main
 from latentmas.errors import CapabilityError, ConfigError
-from latentmas.experiment import compose, engines
+from latentmas.experiment import compose, engines, model_names
 from latentmas.experiment.config import RunConfig
 
 gguf = pytest.importorskip("gguf")
@@ -139,7 +139,7 @@ def test_a_file_cut_anywhere_is_refused_before_torch_is_asked(file, tmp_path, cu
     content = file.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[: int(len(content) * cut) if isinstance(cut, float) else cut])
     with pytest.raises(ConfigError, match=r"cut\.gguf.*get the (file again|whole file)|no GGUF file") as error:
-        compose._check_model_name(str(tmp_path / "cut.gguf"))
+        model_names.check_model_name(str(tmp_path / "cut.gguf"))
     assert "\n" not in str(error.value)
 
 
@@ -160,7 +160,7 @@ def test_no_number_in_a_header_makes_the_check_raise_anything_but_a_sentence(fil
 def test_something_else_with_the_suffix_is_refused(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04 this is a zip file, really")
     with pytest.raises(ConfigError, match="is no GGUF file: it begins with b'PK"):
-        compose._check_model_name(str(tmp_path / "a.gguf"))
+        model_names.check_model_name(str(tmp_path / "a.gguf"))
 
 
 def test_a_file_that_is_not_there_is_refused_as_a_file(tmp_path, capsys):
@@ -173,13 +173,13 @@ def test_a_file_that_is_not_there_is_refused_as_a_file(tmp_path, capsys):
 
 def test_a_folder_with_nothing_but_a_file_says_to_give_the_file(file):
     with pytest.raises(ConfigError, match=r"1 GGUF file; give the file itself: --model_name .*tiny-random\.gguf"):
-        compose._check_model_name(str(file.parent))
+        model_names.check_model_name(str(file.parent))
 
 
 def test_a_folder_may_be_called_like_a_file(model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "m.gguf")
     assert not is_gguf(str(tmp_path / "m.gguf"))
-    compose._check_model_name(str(tmp_path / "m.gguf"))
+    model_names.check_model_name(str(tmp_path / "m.gguf"))
     assert load_config(options(tmp_path / "m.gguf")).model_type == "qwen3"
 
 
@@ -218,7 +218,7 @@ def test_a_file_without_a_tensor_of_the_model_is_refused_instead_of_filled_with_
 def test_without_the_package_gguf_it_is_named(file, monkeypatch):
     monkeypatch.setattr(gguf_file, "find_spec", lambda name: None if name == "gguf" else util.find_spec(name))
     with pytest.raises(CapabilityError, match=r"pip install 'latentmas\[gguf\]'"):
-        compose._check_model_name(str(file))
+        model_names.check_model_name(str(file))
 
 
 def test_vllm_refuses_a_file_before_it_is_imported_and_names_the_way_by_a_folder(file, monkeypatch):
