@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final, Protocol
 
-from latentmas.errors import ConfigError
+from latentmas.errors import ConfigError, RunFolderError
 from latentmas.experiment import compose, effects, runner
 from latentmas.experiment.atomic import replace_text
 from latentmas.experiment.config import RunConfig
@@ -144,6 +144,8 @@ def sweep(
     Raises:
         LatentMASError: A cell cannot be run; all of them are checked before weights are loaded.
     """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file, and runs need a folder; choose another --output_dir")
     plans = []
     # All cells show their models the same day, also those that a later session adds.
     begun = next(filter(None, (stored_date(folder / cell.folder) for cell in grid)), None)

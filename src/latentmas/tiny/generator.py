@@ -11,6 +11,7 @@ import hashlib
 import math
 import random
 from collections import Counter
+from functools import lru_cache
 from typing import Literal, TypedDict
 
 from latentmas.errors import DataError
@@ -90,6 +91,11 @@ def problems(split: Split, count: int, seed: int, fewest_operations: int = 1) ->
 
     No number answers more than 2 % of them (rounded up), so that guessing the likeliest one is worth little.
     """
+    return list(_problems(split, count, seed, fewest_operations))
+
+
+@lru_cache(maxsize=8)  # a process that checks hundreds of runs asks for the same rows each time
+def _problems(split: Split, count: int, seed: int, fewest_operations: int) -> tuple[Problem, ...]:
     rng = random.Random(f"{split}:{seed}:{fewest_operations}")
     found: dict[str, Problem] = {}
     results: Counter[int] = Counter()
@@ -103,7 +109,7 @@ def problems(split: Split, count: int, seed: int, fewest_operations: int = 1) ->
             results[problem.result] += 1
     else:
         raise DataError(f"the {split} split has too few signatures for {count} distinct problems")
-    return list(found.values())
+    return tuple(found.values())
 
 
 def story(problem: Problem) -> str:
