@@ -208,9 +208,9 @@ def recalling(*branches: int, agent: str = "critic") -> Program:
         (lambda: Program((Recall(branches=(0,)), THINK)), "step 2: 'planner' has no hidden state"),
         (lambda: Join(branches=(BRANCHES[0], recalling(1))), "branch 1 of a Join recalls branch 1, which does not"),
         (lambda: Join(branches=(recalling(1), BRANCHES[0])), "branch 0 of a Join recalls branch 1, which does not"),
-        (lambda: Join(branches=BRANCHES, laid=(1,)), "branch 0 of a Join is neither laid down nor recalled"),
-        (lambda: Join(branches=BRANCHES, laid=(1, 2)), r"lays down \(1, 2\); expected some of 0 to 1"),
-        (lambda: Join(branches=BRANCHES, laid=()), r"lays down \(\); expected some of 0 to 1"),
+        (lambda: Join(branches=BRANCHES, joined=(1,)), "branch 0 of a Join is neither joined nor recalled"),
+        (lambda: Join(branches=BRANCHES, joined=(1, 2)), r"joins \(1, 2\); expected some of 0 to 1"),
+        (lambda: Join(branches=BRANCHES, joined=()), r"joins \(\); expected some of 0 to 1"),
         (lambda: Job(key="a", program=recalling(0)), r"a job begins with a Recall of \(0,\); only a branch"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_recall_that_finds_nothing_is_refused(make: Callable[[], object], mess
 
 
 def test_what_is_recalled_is_counted_once() -> None:
-    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), laid=(1, 2))
+    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), joined=(1, 2))
     count = Program((join, READ, WRITE)).count()
     left = BRANCHES[0].count()
     assert (count.prompt_tokens, count.thoughts) == (left.prompt_tokens + 2 + 2 + 3, left.thoughts)
@@ -230,16 +230,16 @@ def test_what_is_recalled_is_counted_once() -> None:
 
 
 def test_who_lays_down_all_branches_says_what_older_programs_said() -> None:
-    whole, named = Join(branches=BRANCHES), Join(branches=BRANCHES, laid=(0, 1))
-    turned = Join(branches=BRANCHES, laid=(1, 0))
+    whole, named = Join(branches=BRANCHES), Join(branches=BRANCHES, joined=(0, 1))
+    turned = Join(branches=BRANCHES, joined=(1, 0))
     assert whole == named
     assert len({Program((join, READ)).digest for join in (whole, named, turned)}) == 2
 
 
 def test_recalled_branches_are_printed_by_number() -> None:
-    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), laid=(1, 2))
+    join = Join(branches=(BRANCHES[0], recalling(0), recalling(0, agent="refiner")), joined=(1, 2))
     lines = Program((join, READ, WRITE)).describe().splitlines()
-    assert lines[1] == "   1 Join of 3 branches, laid down: branches 1, 2"
+    assert lines[1] == "   1 Join of 3 branches, joined: branches 1, 2"
     assert lines[4] == "       1   |  1 Recall   branch 0"
 
 

@@ -25,7 +25,7 @@ from latentmas.errors import MemoryMismatchError, StoreError
 from latentmas.int8 import Packed, Range, pack
 from latentmas.program import Positions, SlotKind, Storage
 from latentmas.rope import Rope
-from latentmas.turns import Turn, lay
+from latentmas.turns import Turn, concatenate
 
 FILE_FORMATS: Final = ("latentmas-memory-2", "latentmas-memory-1")
 """The first is written, all of them are read."""
@@ -354,9 +354,9 @@ class LatentMemory:
 
     @classmethod
     def join(cls, parts: Sequence[LatentMemory], ropes: Sequence[Rope]) -> LatentMemory:
-        """Return memories that were made independently, laid end to end, each turn of an agent once.
+        """Return memories that were made independently, concatenated, each turn of an agent once.
 
-        What several parts hold of the same agent is laid down once, as the first of them has it; and positions count
+        What several parts hold of the same agent is there once, as the first of them has it; and positions count
         once what several parts count, also where its slots were dropped. So the next position is that of the union.
 
         Args:
@@ -364,15 +364,15 @@ class LatentMemory:
             ropes: How each layer rotates its keys.
 
         Raises:
-            MemoryMismatchError: Heads hold different numbers of slots of an agent that is laid down once.
+            MemoryMismatchError: Heads hold different numbers of slots of an agent that is there once.
         """
         rows, layers, device = parts[0].rows, parts[0].layers, parts[0].device
         sets, heads = (max(part._positions.shape[axis] for part in parts) for axis in (0, 2))
         result = cls(rows, layers, device)
         positions, agents, kinds, wanted = [], [], [], []
         seen: list[Tensor] = []
-        layings = [lay([part.turns_of(row) for part in parts]) for row in range(rows)]
-        result.turns = [_begun(laying.turns) for laying in layings]
+        unions = [concatenate([part.turns_of(row) for part in parts]) for row in range(rows)]
+        result.turns = [_begun(union.turns) for union in unions]
         offsets = []
         for number, part in enumerate(parts):
             shape = (sets, rows, heads, part.slots)
@@ -384,7 +384,7 @@ class LatentMemory:
                     known = torch.tensor(sorted(before), dtype=numbers.dtype, device=device)
                     again[:, row] = torch.isin(numbers[:, row], known) & valid[:, row]
             seen.append(torch.where(valid, numbers, -1))
-            offset = part._offsets([laying.starts[number] for laying in layings])  # [B], or [P, B, Q, S]
+            offset = part._offsets([union.starts[number] for union in unions])  # [B], or [P, B, Q, S]
             offsets.append(offset)
             moved = part._positions[..., : part.slots] + (offset[None, :, None, None] if offset.dim() == 1 else offset)
             positions.append(moved.expand(shape) * valid)
@@ -392,7 +392,7 @@ class LatentMemory:
             kinds.append(part._kinds[..., : part.slots].expand(shape))
             wanted.append(valid & ~again)
         result.slots = result._capacity = sum(part.slots for part in parts)
-        result.next_position = torch.tensor([laying.end for laying in layings], dtype=torch.long, device=device)
+        result.next_position = torch.tensor([union.end for union in unions], dtype=torch.long, device=device)
         result._valid = torch.cat([part.valid for part in parts], dim=1)
         result._positions, result._agents = torch.cat(positions, dim=-1), torch.cat(agents, dim=-1)
         result._kinds = torch.cat(kinds, dim=-1)

@@ -7,7 +7,7 @@ before anything runs. Nothing here knows a model, a tokenizer or a task.
     Think(agent, steps)         append that many latent thoughts
     Handover(agent, keep, ...)  which of the memory the next agent gets, where, and stored how
     Write(agent, ...)           decode text until end of text or `max_new_tokens`
-    Join(branches)              memories made independently, laid end to end
+    Join(branches)              memories made independently, concatenated
     Recall(branches)            first step of a branch: go on from what branches before it left
 """
 
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 
 from latentmas.errors import ProgramError, shown
-from latentmas.turns import Turn, add, lay
+from latentmas.turns import Turn, add, concatenate
 
 DIGEST_VERSION = 2
 """Goes into every digest; raised when the meaning of a step changes."""
@@ -295,7 +295,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """First step of a branch of a Join: go on from what branches before it left, laid end to end as a Join lays them.
+    """First step of a branch of a Join: go on from what branches before it left, concatenated as a Join does it.
 
     So an agent that several others hear is computed once. Its branch stays as it is, for whoever else recalls it.
 
@@ -313,31 +313,31 @@ class Recall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """Run `branches` on empty memories, or on what they recall, and lay the results end to end, in this order.
+    """Run `branches` on empty memories, or on what they recall, and concatenate the results, in this order.
 
-    What an agent left is laid down once, as the first branch that holds any of it has it. Positions are those of the
+    What an agent left is there once, as the first branch that holds any of it has it. Positions are those of the
     union: the turns of all branches, one behind the other, each once. So the next position is the number of tokens and
     thoughts of everyone who took part, dropped or not.
 
     Attributes:
-        laid: Which branches are laid down, and in which order, counted from 0; None is all of them. The others are
+        joined: Which branches are joined, and in which order, counted from 0; None is all of them. The others are
             there to be recalled.
     """
 
     branches: tuple[Program, ...]
-    laid: tuple[int, ...] | None = None
+    joined: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "branches", tuple(self.branches))
         count = len(self.branches)
-        if self.laid is not None:
-            laid = tuple(self.laid)
-            object.__setattr__(self, "laid", None if laid == tuple(range(count)) else laid)
-            if not laid or not set(laid) <= set(range(count)) or len(set(laid)) < len(laid):
-                raise ProgramError(f"a Join of {count} branches lays down {laid}; expected some of 0 to {count - 1}")
+        if self.joined is not None:
+            joined = tuple(self.joined)
+            object.__setattr__(self, "joined", None if joined == tuple(range(count)) else joined)
+            if not joined or not set(joined) <= set(range(count)) or len(set(joined)) < len(joined):
+                raise ProgramError(f"a Join of {count} branches joins {joined}; expected some of 0 to {count - 1}")
         if count < 2:
             raise ProgramError(f"a Join of {count} branch joins nothing; expected at least 2")
-        used = set(self.laid_down)
+        used = set(self.joined_branches)
         for number, branch in enumerate(self.branches):
             if writers := [step.agent for step in branch if isinstance(step, Write)]:
                 raise ProgramError(f"agent {writers[0]!r} writes inside a Join; only memories can be joined")
@@ -345,12 +345,12 @@ class Join:
                 raise ProgramError(f"branch {number} of a Join recalls branch {late[0]}, which does not come before it")
             used.update(branch.recalled)
         if idle := sorted(set(range(count)) - used):
-            raise ProgramError(f"branch {idle[0]} of a Join is neither laid down nor recalled")
+            raise ProgramError(f"branch {idle[0]} of a Join is neither joined nor recalled")
 
     @property
-    def laid_down(self) -> tuple[int, ...]:
-        """Which branches are laid down, and in which order."""
-        return tuple(range(len(self.branches))) if self.laid is None else self.laid
+    def joined_branches(self) -> tuple[int, ...]:
+        """Which branches are joined, and in which order."""
+        return tuple(range(len(self.branches))) if self.joined is None else self.joined
 
     @property
     def waves(self) -> tuple[tuple[int, ...], ...]:
@@ -363,9 +363,9 @@ class Join:
         )
 
     def needed_from(self, wave: int) -> frozenset[int]:
-        """Return which branches are laid down, or recalled in one of the waves from `wave` on."""
+        """Return which branches are joined, or recalled in one of the waves from `wave` on."""
         later = (number for group in self.waves[wave:] for number in group)
-        return frozenset(self.laid_down).union(*(self.branches[number].recalled for number in later))
+        return frozenset(self.joined_branches).union(*(self.branches[number].recalled for number in later))
 
 
 Step = Read | Think | Handover | Write | Join | Recall
@@ -507,7 +507,7 @@ class Program:
                             farthest = max(farthest, inner.positions)
                             together += inner.max_slots  # those of a wave run side by side
                         peak = max(peak, together)
-                    left = _union([made[number] for number in step.laid_down])
+                    left = _union([made[number] for number in step.joined_branches])
                 case Handover() | Recall():
                     pass
             if isinstance(step, Handover) and not step.passes_everything and step.positions is Positions.PUBLISHED:
@@ -566,9 +566,9 @@ class _Left:
 
 def _union(parts: Sequence[_Left]) -> _Left:
     """Return what a Join of these leaves: every turn once, and slots as the first part has them that holds any."""
-    laying = lay([part.turns for part in parts])
-    result = _Left(turns=laying.turns, reach=laying.end)
-    for part, starts in zip(parts, laying.starts, strict=True):
+    union = concatenate([part.turns for part in parts])
+    result = _Left(turns=union.turns, reach=union.end)
+    for part, starts in zip(parts, union.starts, strict=True):
         # What lies beyond the turns moves as the last of them does.
         behind = part.reach - sum(turn.length for turn in part.turns[:-1])
         result.reach = max(result.reach, starts[-1] + behind if starts else 0)
@@ -586,9 +586,9 @@ def _union(parts: Sequence[_Left]) -> _Left:
 def _plain(step: Step) -> dict[str, object]:
     if isinstance(step, Join):
         branches = [[_plain(inner) for inner in branch] for branch in step.branches]
-        # Where all are laid down nothing is said, so that older programs keep their digests.
-        laid = {} if step.laid is None else {"laid": list(step.laid)}
-        return {"verb": "Join", "branches": branches, **laid}
+        # Where all are joined nothing is said, so that older programs keep their digests.
+        joined = {} if step.joined is None else {"joined": list(step.joined)}
+        return {"verb": "Join", "branches": branches, **joined}
     fields = asdict(step)
     fields.pop("text", None)
     if isinstance(step, Handover) and not step.keep.source:
@@ -620,8 +620,8 @@ def _lines(program: Program, indent: str) -> Iterator[str]:
                 yield f"{indent}{number:2} Recall   {_numbers(step.branches)}"
                 continue
             case Join():
-                laid = "" if step.laid is None else f", laid down: {_numbers(step.laid)}"
-                yield f"{indent}{number:2} Join of {len(step.branches)} branches{laid}"
+                joined = "" if step.joined is None else f", joined: {_numbers(step.joined)}"
+                yield f"{indent}{number:2} Join of {len(step.branches)} branches{joined}"
                 numbered = any(branch.recalled for branch in step.branches)
                 for own, branch in enumerate(step.branches):
                     mark = f"{own:<3} " if numbered else ""

@@ -1,7 +1,7 @@
-"""Turns: who took up how many positions of a memory, and where turns go when memories are laid end to end.
+"""Turns: who took up how many positions of a memory, and where turns go when memories are concatenated.
 
 A turn is a stretch of positions of one agent: its prompt, thoughts and text. Dropping slots does not shorten it. The
-rule by which a Join lays memories down is here, once, for all who count, script or compute it.
+rule by which a Join concatenates memories is here, once, for all who count, script or compute it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Turn(NamedTuple):
     length: int
 
 
-class Laying(NamedTuple):
-    """Memories laid end to end, each turn once.
+class Concatenated(NamedTuple):
+    """Memories one behind the other, each turn once.
 
     Attributes:
         starts: For each memory and each of its turns, at which position it begins now.
@@ -36,10 +36,10 @@ class Laying(NamedTuple):
         return sum(turn.length for turn in self.turns)
 
 
-def lay(memories: Sequence[Sequence[Turn]]) -> Laying:
-    """Return where the turns of memories that were made independently lie once they are laid end to end.
+def concatenate(memories: Sequence[Sequence[Turn]]) -> Concatenated:
+    """Return where the turns of memories that were made independently lie once they are concatenated.
 
-    The first turn of an agent in one memory is its first turn in another, and so on; each is laid down behind those of
+    The first turn of an agent in one memory is its first turn in another, and so on; each comes behind those of
     the memories before it, where none of them has brought it, at its greatest length. Turns of nobody known are
     never the same.
     """
@@ -57,7 +57,7 @@ def lay(memories: Sequence[Sequence[Turn]]) -> Laying:
         keys.append(of_memory)
     begins = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
     union = [Turn(whose if isinstance(whose, str) else None, length) for (whose, _), length in lengths.items()]
-    return Laying([[begins[key] for key in of_memory] for of_memory in keys], union)
+    return Concatenated([[begins[key] for key in of_memory] for of_memory in keys], union)
 
 
 def add(turns: list[Turn], agent: str, length: int) -> None:

@@ -348,5 +348,5 @@ def test_a_turn_sees_memory_in_the_order_of_its_positions_also_where_a_later_bra
     branches = (first, Program((*near, Handover(agent="near", keep=KeepSpec(name="last_agent")))))
     end = (Read(agent="last", tokens=tuple(b"last")), Write(agent="last", max_new_tokens=90))
     backend = ScriptedBackend(reply=lambda turn: " ".join(run.text for run in turn.visible))
-    [done] = backend.run([Program((Join(branches=branches, laid=(1, 0)), *end))])
+    [done] = backend.run([Program((Join(branches=branches, joined=(1, 0)), *end))])
     assert done.text == "top near last"

@@ -114,7 +114,11 @@ MISTAKES = [
     ("handovers --keeps ,", "','", "separated by commas"),
     ("handovers --filters ,", "','", "receiver,random"),
     ("handovers --filters best", "'best'", "choose from"),
-    ("handovers --output_dir rows.jsonl", "rows.jsonl", "choose another --output_dir"),
+    (
+        "handovers --output_dir rows.jsonl",
+        "rows.jsonl is a file, and runs need a folder",
+        "choose another --output_dir",
+    ),
     ("demo --max_samples x", "'x'", "a whole number"),
     ("vllm --model_name scripted", "'scripted'", "name a model"),
     (f"{RUN} --max_samples all", "'all'", "-1 is all"),

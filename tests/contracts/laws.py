@@ -475,7 +475,7 @@ def ladder(row: int, *, source: ThoughtSource = ThoughtSource.OWN, sampling: Sam
         Program((Recall(branches=(2, 1)), Handover(agent="b"), *turn("e", e, 2))),
         Program((Recall(branches=(1,)), Handover(agent="b", keep=KeepSpec(name="last_agent")), *turn("f", f, 1))),
     )
-    join = Join(branches=branches, laid=(3, 4, 5))
+    join = Join(branches=branches, joined=(3, 4, 5))
     end = (Read(agent="last", tokens=last), Write(agent="last", max_new_tokens=16, sampling=sampling))
     return Program((join, Handover(agent="f"), *end))
 
@@ -493,7 +493,7 @@ def repeated(program: Program) -> Program:
                 whole.append(Program((*one, *branch.steps[1:])))
             case several:
                 whole.append(Program((Join(branches=tuple(several)), *branch.steps[1:])))
-    return Program((Join(branches=tuple(whole[number] for number in join.laid_down)), *rest))
+    return Program((Join(branches=tuple(whole[number] for number in join.joined_branches)), *rest))
 
 
 def check_going_on_from_a_branch_equals_computing_it_again(subject: Subject) -> None:

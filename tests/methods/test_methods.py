@@ -172,7 +172,7 @@ def outline(program: Program) -> str:
     words = []
     for step in program:
         if isinstance(step, Join):
-            laid = "" if step.laid is None else ",".join(map(str, step.laid))
+            laid = "" if step.joined is None else ",".join(map(str, step.joined))
             words.append("[" + " | ".join(map(outline, step.branches)) + "]" + laid)
         elif isinstance(step, Recall):
             words.append("<" + ",".join(map(str, step.branches)))

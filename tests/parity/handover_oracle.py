@@ -299,7 +299,7 @@ class HandoverOracle(Oracle):
             tape.go_on_from([left[number] for number in branch.recalled])
             self._steps(tape, branch.steps, decide, end)
             left.append(tape.left())
-        tape.go_on_from([left[number] for number in step.laid_down])
+        tape.go_on_from([left[number] for number in step.joined_branches])
 
     def _attend(self, name: str, x: Tensor, sees: Tensor, apart: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what attention adds ``[S, E]``, its weights ``[H, S, S]`` and the keys ``[S, G, D/2]``.

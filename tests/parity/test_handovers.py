@@ -558,7 +558,7 @@ def ladder(row: int, *, keep: KeepSpec | None = None, positions: Positions = Pos
     )
     return Program(
         (
-            Join(branches=branches, laid=(3, 4, 5)),
+            Join(branches=branches, joined=(3, 4, 5)),
             Handover(agent="f"),
             Read(agent="last", tokens=last),
             Write(agent="last", max_new_tokens=WRITE),
@@ -616,7 +616,7 @@ def test_what_a_recalled_agent_attended_to_is_what_it_would_attend_to_again(tiny
         ]
         whole = Program((Read(agent="beside", tokens=beside),))
         laid = (whole, *branches) if again else (Program(first), whole, *branches)
-        join = Join(branches=laid, laid=None if again else (1, 2, 3))
+        join = Join(branches=laid, joined=None if again else (1, 2, 3))
         return Program((join, Read(agent="last", tokens=last), Write(agent="last", max_new_tokens=WRITE)))
 
     model = tiny.model()
@@ -758,7 +758,7 @@ def crossed(row: int, *, again: KeepSpec, positions: Positions) -> Program:
     )
     return Program(
         (
-            Join(branches=branches, laid=(3, 0)),
+            Join(branches=branches, joined=(3, 0)),
             hand("middle", again),
             Read(agent="last", tokens=last),
             Write(agent="last", max_new_tokens=WRITE),
@@ -790,7 +790,7 @@ def test_turns_of_a_row_do_not_depend_on_what_heads_kept_of_another(tiny: Any) -
             Program((Recall(branches=(0,)), kept, Read(agent="left", tokens=(7, 8)))),
             Program((Recall(branches=(0,)), kept, Read(agent="right", tokens=(9,)))),
         )
-        return Program((Join(branches=branches, laid=(1, 2)), Read(agent="last", tokens=(3, 4))))
+        return Program((Join(branches=branches, joined=(1, 2)), Read(agent="last", tokens=(3, 4))))
 
     model = tiny.model()
     together = roll(tiny, model, [heard(4), heard(12)]).memory
@@ -822,7 +822,7 @@ def test_a_branch_may_be_nothing_but_what_it_recalls(tiny: Any) -> None:
     def program(*, again: bool) -> Program:
         one, two = (Program((Read(agent=name, tokens=(number, 5)),)) for number, name in enumerate("ab", start=1))
         branches = (one, two, Program((Recall(branches=(0,)),))) if again else (one, two)
-        join = Join(branches=branches, laid=(2, 1) if again else None)
+        join = Join(branches=branches, joined=(2, 1) if again else None)
         return Program((join, Read(agent="c", tokens=(3, 4)), Write(agent="c", max_new_tokens=4)))
 
     model = tiny.model()

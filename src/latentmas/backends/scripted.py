@@ -42,7 +42,7 @@ from latentmas.protocols import (
     StepAccount,
 )
 from latentmas.samples import THINK_TAG, FinishReason, Message
-from latentmas.turns import Turn, add, lay
+from latentmas.turns import Turn, add, concatenate
 
 MODEL_VERSION: Final = "scripted-1"
 """Changes whenever the hash, and with it a generated text, changes."""
@@ -304,7 +304,7 @@ class _Run:
             case Join():
                 branches = self._join(step)
             case Recall():
-                pass  # what it goes on from was laid down when the branch began
+                pass  # what it goes on from was there when the branch began
         return StepAccount(
             verb=type(step).__name__,
             agent="" if isinstance(step, Join | Recall) else step.agent,
@@ -319,34 +319,34 @@ class _Run:
         )
 
     def _join(self, step: Join) -> tuple[tuple[StepAccount, ...], ...]:
-        """Run each branch on a memory of its own, lay them down as told to, and return their accounts."""
+        """Run each branch on a memory of its own, join those that are to be joined, and return their accounts."""
         runs: list[_Run] = []
         accounts = []
         for number, branch in enumerate(step.branches):
             seed = int.from_bytes(_hash("branch", self.seed, number), "big") >> 65
             run = _Run(program=branch, seed=seed, reply=self.reply)
-            run._lay([runs[other] for other in branch.recalled])
+            run._concatenate([runs[other] for other in branch.recalled])
             accounts.append(run.do_all())
             runs.append(run)
-        self._lay([runs[number] for number in step.laid_down])
+        self._concatenate([runs[number] for number in step.joined_branches])
         return tuple(accounts)
 
-    def _lay(self, runs: Sequence[_Run]) -> None:
-        """Lay memories end to end on this empty one, each turn of an agent once."""
-        laying = lay([run.turns for run in runs])
-        for run, starts in zip(runs, laying.starts, strict=True):
+    def _concatenate(self, runs: Sequence[_Run]) -> None:
+        """Put memories one behind the other into this empty one, each turn of an agent once."""
+        union = concatenate([run.turns for run in runs])
+        for run, starts in zip(runs, union.starts, strict=True):
             # Where each position of that memory is now.
             now = [
                 at for start, turn in zip(starts, run.turns, strict=True) for at in range(start, start + turn.length)
             ]
             already = {slot.agent for slot in self.slots}
             for slot in run.slots:
-                if slot.agent not in already:  # an agent in several branches is laid down once
+                if slot.agent not in already:  # an agent in several branches is there once
                     moved = replace(slot, position=now[slot.position])
                     self.slots.append(moved)
                     self.total += moved.weight
         self.slots.sort(key=lambda slot: slot.position)  # a later memory may hold what lies before an earlier one's
-        self.turns, self.next_position = laying.turns, laying.end
+        self.turns, self.next_position = union.turns, union.end
 
     def _append(self, agent: str, kind: SlotKind, content: bytes, token: int | None) -> None:
         slot = _Slot(self.next_position, agent, kind, content, token)

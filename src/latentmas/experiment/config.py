@@ -174,7 +174,7 @@ class RunConfig(BaseModel):
     )
     branch_order: Annotated[Literal["team", "reversed", "shuffled"], TEAM] = Field(
         default="team",
-        description="Order in which memories of independent agents are laid end to end; shuffled differs by sample.",
+        description="Order in which memories of independent agents are concatenated; shuffled differs by sample.",
     )
     team: Annotated[Path | None, TEAM] = Field(
         default=None,

@@ -47,7 +47,7 @@ class HandoverAt(StrEnum):
 
 
 class BranchOrder(StrEnum):
-    """In which order the memories of independent agents are laid end to end."""
+    """In which order the memories of independent agents are concatenated."""
 
     TEAM = "team"
     """The order of the team."""
@@ -183,7 +183,7 @@ def latent_program(recipe: Recipe, sample: Sample) -> Program:
     judger, team = recipe.graph.sink, _Team(recipe, sample)
     first, *rest = team.up_to(judger)
     if isinstance(first, Recall):
-        first = Join(branches=tuple(team.branches), laid=first.branches)
+        first = Join(branches=tuple(team.branches), joined=first.branches)
     return Program((first, *rest, recipe.write(judger.name)))
 
 
@@ -255,7 +255,7 @@ def _handover(recipe: Recipe, agent: Agent, keep: KeepSpec) -> Handover:
 
 
 def _in_order(recipe: Recipe, sample: Sample, sources: Sequence[Agent]) -> list[Agent]:
-    """Return the agents whose memories are laid end to end, in the order in which they are."""
+    """Return the agents whose memories are concatenated, in the order in which they are."""
     match recipe.branch_order:
         case BranchOrder.TEAM:
             return list(sources)

@@ -128,7 +128,7 @@ def _has_windows(model: LoadedModel) -> bool:
 
 
 def _check_shared(join: Join) -> None:
-    """Refuse to lay down once what heads of a branch would hold in different numbers.
+    """Refuse to keep once what heads of a branch would hold in different numbers.
 
     What an agent left that an earlier branch holds as well is dropped from a later one; where heads chose among its
     slots and those of others, they would be left with different numbers of slots.
@@ -136,7 +136,7 @@ def _check_shared(join: Join) -> None:
     held: list[set[str]] = []
     choices: list[list[tuple[frozenset[str], Handover, Grain]]] = []  # of each branch: among whom heads chose
     for branch in join.branches:
-        _check_laid(branch.recalled, held, choices)
+        _check_joined(branch.recalled, held, choices)
         own = {name for number in branch.recalled for name in held[number]}
         made = [choice for number in branch.recalled for choice in choices[number]]
         for step in branch.flat():
@@ -148,15 +148,15 @@ def _check_shared(join: Join) -> None:
                 own.add(step.agent)
         held.append(own)
         choices.append(made)
-    _check_laid(join.laid_down, held, choices)
+    _check_joined(join.joined_branches, held, choices)
 
 
-def _check_laid(
+def _check_joined(
     branches: Sequence[int],
     held: Sequence[set[str]],
     choices: Sequence[Sequence[tuple[frozenset[str], Handover, Grain]]],
 ) -> None:
-    """Refuse to lay these branches end to end where heads chose among slots of whom is laid down before and others."""
+    """Refuse to concatenate these branches where heads chose among slots of who comes before and of others."""
     earlier: set[str] = set()
     for number in branches:
         for among, step, grain in choices[number]:

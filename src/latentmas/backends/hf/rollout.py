@@ -85,7 +85,7 @@ def shape(program: Program) -> tuple[object, ...]:
             case Read():
                 common.append(Read)
             case Join():
-                common.append((Join, step.laid, *map(shape, step.branches)))
+                common.append((Join, step.joined, *map(shape, step.branches)))
             case Recall():
                 common.append(step)
             case _:
@@ -329,7 +329,7 @@ class Rollout:
         return passes
 
     def join(self, number: int) -> int:
-        """Run the branches of every row as rows of their own, and lay their memories end to end."""
+        """Run the branches of every row as rows of their own, and concatenate their memories."""
         rows = list(self.rows)
         joins = [step for row in rows if isinstance(step := row.steps[number], Join)]
         plan = joins[0]
@@ -360,7 +360,7 @@ class Rollout:
             self.memory = self.memory.select_rows([])
             return 0
         self._tell()
-        parts = [done[place].of_rows([own[index][place] for index in staying])[0] for place in plan.laid_down]
+        parts = [done[place].of_rows([own[index][place] for index in staying])[0] for place in plan.joined_branches]
         done.clear()
         assert self.model.ropes is not None
         self.memory = LatentMemory.join(parts, self.model.ropes)
@@ -378,16 +378,16 @@ class Rollout:
         batch = [of_row[place] for place in places for of_row in rows]
         memory, attended = None, []
         if plan.branches[places[0]].recalled:
-            laid: dict[tuple[int, ...], LatentMemory] = {}
+            joined: dict[tuple[int, ...], LatentMemory] = {}
             for place in places:
                 recalled = plan.branches[place].recalled
                 parts = [done[other].of_rows([of_row[other] for of_row in rows]) for other in recalled]
                 attended += [seen for _, seen in parts if seen is not None and len(parts) == 1]
-                if recalled not in laid:
+                if recalled not in joined:
                     assert self.model.ropes is not None
                     memories = [part for part, _ in parts]
-                    laid[recalled] = memories[0] if len(parts) == 1 else LatentMemory.join(memories, self.model.ropes)
-            memory = LatentMemory.stack([laid[plan.branches[place].recalled] for place in places])
+                    joined[recalled] = memories[0] if len(parts) == 1 else LatentMemory.join(memories, self.model.ropes)
+            memory = LatentMemory.stack([joined[plan.branches[place].recalled] for place in places])
         rollout = Rollout(
             self.model,
             self.alignment,

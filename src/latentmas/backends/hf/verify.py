@@ -50,7 +50,7 @@ def verified(model: LoadedModel, *, thinks: bool = False, joins: bool = False) -
 
     Args:
         thinks: Also run a thought, as latent methods will.
-        joins: Also lay two memories end to end, as independent agents will; refused where keys cannot be moved.
+        joins: Also concatenate two memories, as independent agents will; refused where keys cannot be moved.
 
     Raises:
         CapabilityError: The backend and the model disagree about keys, values or logits; says by how much.
@@ -296,7 +296,7 @@ class _Kept:
 
 
 def _fault_of_joins(model: LoadedModel) -> str | None:
-    """Return in which way a joined memory differs from branches read where they are laid; None where it does not."""
+    """Return in which way a joined memory differs from branches read where they lie; None where it does not."""
     tolerance = _allowed(model)
     parts = [probe.tokens(model, 0, 7), probe.tokens(model, 1, 11)]
     after = probe.tokens(model, 2, 5)

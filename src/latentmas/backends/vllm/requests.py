@@ -60,7 +60,7 @@ def refuse(program: Program) -> None:
     for number, step in enumerate(program, start=1):
         match step:
             case Join():
-                what = "Join: it lays memories end to end"
+                what = "Join: it concatenates memories"
             case Handover() if not step.passes_everything:
                 how = f"positions {step.positions.value}, stored as {step.storage.value}"
                 what = f"a Handover that keeps {step.keep}, {how}: a request reads all of its own prompt"
