@@ -1,10 +1,12 @@
 """Session: a program one verb at a time."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentmas.backends.hf.rollout import Rollout
 from latentmas.backends.hf.session import Session
-from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError
+from latentmas.errors import CapabilityError, ContextLimitError, MemoryMismatchError, ProgramError, SampleError
 from latentmas.program import Budget, KeepSpec, Positions, Protect, Sampling, SlotKind, Storage
 
 
@@ -113,6 +115,25 @@ def test_a_step_beyond_the_context_is_refused_and_the_session_goes_on(backend):
     with pytest.raises(ContextLimitError, match="1024"):
         session.think("a", 5000)
     assert session.think("a", 2).memory.slots > 2
+
+
+def test_a_token_that_the_model_does_not_know_is_refused_and_the_session_goes_on(backend, monkeypatch):
+    session = Session(backend).read("planner", "what is 3 + 4?")
+    slots, codec = session.memory.slots, type(backend.codec)
+    encode = codec.encode_chat
+    stranger = backend.model.vocabulary
+
+    def of_another_model(self, messages, **options):
+        encoded = encode(self, messages, **options)
+        return replace(encoded, tokens=(*encoded.tokens, stranger))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "encode_chat", of_another_model)
+        with pytest.raises(SampleError, match=f"token {stranger}, the model knows 0 to {stranger - 1}"):
+            session.read("judger", "answer!")
+    assert session.memory.slots == slots
+    assert session.read("judger", "answer!").write("judger", 4) is not None
+    assert [step.agent for step in session.program] == ["planner", "judger", "judger"]
 
 
 def test_two_sessions_on_one_memory_do_not_write_into_each_other(backend):

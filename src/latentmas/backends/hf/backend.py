@@ -202,12 +202,10 @@ class HFBackend:
             )
         if (error := self._crosses(program, needed)) is not None:
             return error
-        tokens = {token for read in program.reads for token in read.tokens}
-        if unknown := [token for token in tokens if not 0 <= token < self.model.vocabulary]:
-            return SampleError(
-                f"the prompt has token {unknown[0]}, the model knows 0 to {self.model.vocabulary - 1}; "
-                "the tokenizer belongs to another model"
-            )
+        try:
+            self.model.check_tokens({token for read in program.reads for token in read.tokens})
+        except SampleError as unknown:
+            return unknown
         return None
 
     def _crosses(self, program: Program, needed: int) -> SampleError | None:

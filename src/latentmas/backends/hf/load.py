@@ -24,7 +24,7 @@ from latentmas.backends.hf import architecture, longrope
 from latentmas.backends.hf.options import LoadOptions
 from latentmas.backends.hf.source import config_of_gguf, forget_packing, how_to_unpack, located, tokenizer_of_gguf
 from latentmas.backends.hf.template import turn_end_tokens
-from latentmas.errors import CapabilityError, ConfigError, LatentMASError
+from latentmas.errors import CapabilityError, ConfigError, LatentMASError, SampleError
 from latentmas.filters._trial import MemoryShape
 from latentmas.rope import Rope
 
@@ -81,6 +81,19 @@ class LoadedModel:
     def vocabulary(self) -> int:
         """Rows of the input embedding; token ids are smaller."""
         return int(self.causal.get_input_embeddings().weight.shape[0])
+
+    def check_tokens(self, tokens: Iterable[int]) -> None:
+        """Refuse tokens that this model does not know.
+
+        Raises:
+            SampleError: There is one; names it.
+        """
+        known = range(self.vocabulary)
+        if unknown := [token for token in tokens if token not in known]:
+            raise SampleError(
+                f"the prompt has token {unknown[0]}, the model knows 0 to {known[-1]}; "
+                "the tokenizer belongs to another model"
+            )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -328,10 +328,12 @@ class Session:
         Raises:
             ProgramError: The step may not come here.
             ContextLimitError: The memory would be longer than the model's context.
+            SampleError: The model does not know a token of the prompt.
         """
         if self._row.error is not None:
             raise self._row.error
         program = Program((*self._steps, step))
+        self._model.check_tokens(token for each in (step, *ahead) if isinstance(each, Read) for token in each.tokens)
         needed = int(self.memory.next_position.max()) + _positions(step)
         if self._model.context is not None and needed > self._model.context:
             raise ContextLimitError(f"this step needs {needed} positions, the model has {self._model.context}")
