@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentmas import Agent, Team, chain
+from latentmas import Agent, AgentGraph, Team, chain
 from latentmas.errors import ConfigError, SampleError, UnknownNameError
 
 
@@ -30,6 +30,27 @@ def test_a_team_of_ones_own(model_folder):
         ("one", "planner", 3),
         ("two", "judger", 0),
     ]
+
+
+@pytest.mark.parametrize("model", ["scripted", "weights"])
+def test_a_record_of_a_debate_has_each_agent_once_with_what_it_cost(model, model_folder):
+    names = ["a1", "b1", "a2", "b2", "a3", "b3", "judge"]
+    agents = [Agent(name=name, role="critic", latent_steps=number + 1) for number, name in enumerate(names[:-1])]
+    hears = [(one, other) for turn in (0, 2) for one in names[turn : turn + 2] for other in names[turn + 2 : turn + 4]]
+    edges = frozenset([*hears, ("a3", "judge"), ("b3", "judge")])
+    graph = AgentGraph((*agents, Agent(name="judge", role="judger")), edges)
+    name = "scripted" if model == "scripted" else str(model_folder)
+    record = Team(name, graph=graph, max_new_tokens=4).ask("why?")
+    assert [agent.name for agent in record.agents] == names
+    assert [agent.thoughts for agent in record.agents] == [1, 2, 3, 4, 5, 6, 0]
+    assert all(len(agent.prompt_ids) == agent.prompt_tokens for agent in record.agents)
+    made = sum(agent.prompt_tokens + agent.thoughts for agent in record.agents)
+    assert made <= record.agents[-1].memory_slots <= made + 4
+    first, _, second, _, third, *_ = (agent.memory_slots for agent in record.agents)
+    assert second - first == sum(agent.prompt_tokens + agent.thoughts for agent in record.agents[1:3])
+    assert third - second == sum(agent.prompt_tokens + agent.thoughts for agent in record.agents[3:5])
+    if model == "weights":
+        assert all(agent.seconds > 0 for agent in record.agents)
 
 
 def test_a_question_that_cannot_be_answered_says_why(model_folder):
