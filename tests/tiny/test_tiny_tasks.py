@@ -124,3 +124,11 @@ def test_new_tokens_are_enough_for_the_longest_reply(build: Build) -> None:
 def test_a_row_without_views_is_refused(row: Row, message: str) -> None:
     with pytest.raises(DataError, match=message):
         tiny_split.build().sample(row, 2)
+
+
+def test_a_list_of_problems_is_its_callers_own() -> None:
+    one = generator.problems("test", 20, 1)
+    kept = list(one)
+    one.clear()
+    assert generator.problems("test", 20, 1) == kept
+    assert generator.problems("test", 20, 2) != kept

@@ -94,8 +94,6 @@ def _resolved(values: Options, meaning: Meaning, *, as_filter: bool) -> dict[str
     found["alignment"] = values["alignment"] or ("ridge" if values["latent_space_realign"] else "norm")
     if meaning.tied and found["alignment"] == "ridge":
         found["alignment"] = "norm"
-    if found["alignment"] != "soft":
-        found["soft_temperature"] = None  # its default has changed once, and runs that did not take it go on
     found["revision"] = values["revision"] or "main"
     sinks, thoughts = values["protect_sinks"], values["protect_thoughts"]
     if values["knn_filter"]:
