@@ -60,10 +60,6 @@ class SharedBackend:
         self._leader: Client | None = None
         self._is_closed = False
 
-    @property
-    def backend(self) -> Backend:
-        return self._backend
-
     def client(self) -> Client:
         """Return a backend for one thread; `close` it when it is done, so that nobody waits for it."""
         with self._changed:

@@ -198,8 +198,6 @@ class Team:
                 except ConfigError as error:
                     which = f"question {number} of {len(samples)}: " if len(samples) > 1 else ""
                     raise ConfigError(f"{which}{error}") from error
-        if self._shared.backend is not self.backend:  # somebody has put another one there
-            self._shared = SharedBackend(self.backend)
         kept = _Records()
         with closing(self._shared.client()) as backend:
             runner.run(
